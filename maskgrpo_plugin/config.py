@@ -1,0 +1,202 @@
+"""The plugin's own config sections as dataclasses, each value checked where it is built and named by its full key."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl.base_config import BaseConfig
+from verl.trainer.config import AlgoConfig
+from verl.workers.config import FSDPActorConfig, RolloutConfig
+
+from maskgrpo_plugin.diffusion.schedules import mask_levels, uniform_levels
+
+ESTIMATION = "algorithm.estimation"
+ESTIMATORS = ("maskgrpo", "unigrpo", "diffu_grpo", "coupled", "tracerl")
+REMASKING_MODES = ("ar_like", "random")
+MASK_SHARING = ("index", "group", "sample")
+TIME_WEIGHTINGS = ("none", "inverse_t")
+CANVASES = ("full", "trimmed")
+
+
+class ConfigError(ValueError):
+    """A value of the run's config that cannot work; the message names key, value and what is allowed."""
+
+    def __init__(self, key: str, value: Any, allowed: str):
+        super().__init__(f"{key}={value!r} is not usable; {allowed}")
+        self.key = key
+
+
+def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(key, value, f"allowed: {', '.join(choices)}")
+
+
+@dataclass
+class EstimationConfig(BaseConfig):
+    """How importance ratios are estimated (arXiv 2510.02880, Algorithms 1 and 2; DESIGN, "The algorithm").
+
+    Attributes:
+        estimator: `maskgrpo`, or a baseline: `unigrpo` (random masks at uniform levels), `diffu_grpo` (d1: prompt
+            masked with `prompt_mask_ratio`, response masked whole), `coupled` (a mask and its complement),
+            `tracerl` (masks in the order in which the sampler revealed tokens).
+        mu: inner updates and mask levels over the same rollouts, at least 1.
+        gamma: lowest mask level, in the open interval (0, 1); 0.6 for text, 0.8 for images.
+        remasking: Rev of `maskgrpo`: `ar_like` (text) or `random` (images).
+        mask_sharing: who shares a mask at a level: completions of the same `index` in their groups (published), a
+            whole `group`, or nobody (`sample`).
+        time_weighting: `none` (published code) or `inverse_t` (Eq. 2: a level's loss is weighted by 1/t).
+        prompt_mask_ratio: share of prompt tokens that `diffu_grpo` masks, in [0, 1).
+        canvas: `full` keeps what follows the first end token visible, `trimmed` hides it from the model.
+        train_on_tail: also mask, and learn, the tokens after the first end token.
+        level_cap: highest mask level, in (0, 1].
+        seed: seed of the masks.
+        reference_sync_steps: copy the actor into the reference every so many steps; 0 never does.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    estimator: str = "maskgrpo"
+    mu: int = 12
+    gamma: float = 0.6
+    remasking: str = "ar_like"
+    mask_sharing: str = "index"
+    time_weighting: str = "none"
+    prompt_mask_ratio: float = 0.15
+    canvas: str = "full"
+    train_on_tail: bool = False
+    level_cap: float = 0.999
+    seed: int = 42
+    reference_sync_steps: int = 0
+
+    def __post_init__(self):
+        check_choice(f"{ESTIMATION}.estimator", self.estimator, ESTIMATORS)
+        check_choice(f"{ESTIMATION}.remasking", self.remasking, REMASKING_MODES)
+        check_choice(f"{ESTIMATION}.mask_sharing", self.mask_sharing, MASK_SHARING)
+        check_choice(f"{ESTIMATION}.time_weighting", self.time_weighting, TIME_WEIGHTINGS)
+        check_choice(f"{ESTIMATION}.canvas", self.canvas, CANVASES)
+        if not isinstance(self.mu, int) or self.mu < 1:
+            raise ConfigError(f"{ESTIMATION}.mu", self.mu, "allowed: whole numbers from 1")
+        if not 0 < self.gamma < 1:
+            raise ConfigError(f"{ESTIMATION}.gamma", self.gamma, "allowed: the open interval (0, 1)")
+        if not 0 < self.level_cap <= 1:
+            raise ConfigError(f"{ESTIMATION}.level_cap", self.level_cap, "allowed: (0, 1]")
+        if not 0 <= self.prompt_mask_ratio < 1:
+            raise ConfigError(f"{ESTIMATION}.prompt_mask_ratio", self.prompt_mask_ratio, "allowed: [0, 1)")
+        if self.reference_sync_steps < 0:
+            raise ConfigError(f"{ESTIMATION}.reference_sync_steps", self.reference_sync_steps, "allowed: 0 or more")
+
+    def levels(self, step: int) -> list[float]:
+        """Mask levels t_1 … t_μ of one training step; only `unigrpo` and `coupled` draw them anew each step."""
+        if self.estimator == "diffu_grpo":
+            return [1.0] * self.mu
+        if self.estimator in ("unigrpo", "coupled"):
+            return uniform_levels(self.mu, seed=self.seed, step=step)
+        return mask_levels(self.mu, self.gamma, self.level_cap)
+
+    def plan(self, step: int, *, stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
+        """Everything a worker needs to rebuild the masks of a training step, as plain numbers and strings.
+
+        Args:
+            step: the trainer's global step.
+            stop_token_ids: ids that end a response.
+
+        Returns:
+            A dict for `EstimationPlan(**plan)`.
+        """
+        ratios = self.levels(step)
+        modes = {"maskgrpo": self.remasking, "diffu_grpo": "full", "tracerl": "trajectory"}
+        return {
+            "mode": modes.get(self.estimator, "random"),
+            "complement": self.estimator == "coupled",
+            "ratios": ratios,
+            "weights": [1 / t for t in ratios] if self.time_weighting == "inverse_t" else [1.0] * len(ratios),
+            "prompt_mask_ratio": self.prompt_mask_ratio if self.estimator == "diffu_grpo" else 0.0,
+            "canvas": self.canvas,
+            "train_on_tail": self.train_on_tail,
+            "seed": self.seed,
+            "step": step,
+            "stop_token_ids": list(stop_token_ids),
+        }
+
+
+@dataclass
+class MaskGRPOAlgoConfig(AlgoConfig):
+    """verl's `algorithm` section with the estimation settings and the reward transform.
+
+    Attributes:
+        estimation: see `EstimationConfig`.
+        reward_transform: `none`, or `rank` (Pref-GRPO's win rates within the group).
+    """
+
+    estimation: EstimationConfig = field(default_factory=EstimationConfig)
+    reward_transform: str = "none"
+
+
+@dataclass
+class SamplerSettings(BaseConfig):
+    """Options of the rollout's sampler; temperature and response length are verl's own rollout keys.
+
+    Attributes:
+        name: `semi_autoregressive`, `emerge` or `maskgit`.
+        steps: denoising steps in total, over all blocks.
+        block_length: tokens a block; must divide `data.max_response_length`.
+        ordering: `low_confidence`, `random`, `entropy` or `margin`.
+        cfg_scale: guidance weight w, 0 for none.
+        schedule: noise schedule of the image samplers.
+        early_stop: stop decoding a response after the block that holds its end token.
+    """
+
+    name: str = "semi_autoregressive"
+    steps: int = 128
+    block_length: int = 16
+    ordering: str = "low_confidence"
+    cfg_scale: float = 0.0
+    schedule: str = "cosine"
+    early_stop: bool = True
+
+    def options(self, *, response_length: int, temperature: float, stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
+        """Keyword arguments for `build_sampler(self.name, …)` of one kind of request."""
+        options: dict[str, Any] = {
+            "steps": self.steps,
+            "response_length": response_length,
+            "temperature": temperature,
+            "cfg_scale": self.cfg_scale,
+        }
+        if self.name == "semi_autoregressive":
+            options |= {"block_length": self.block_length, "ordering": self.ordering}
+            if self.early_stop:
+                options["stop_token_ids"] = stop_token_ids
+        else:
+            options["schedule"] = self.schedule
+        return options
+
+
+@dataclass
+class DiffusionRolloutConfig(RolloutConfig):
+    """verl's rollout section with the sampler and the batching of the plugin's servers.
+
+    Attributes:
+        sampler: see `SamplerSettings`.
+        max_wait_ms: how long a server waits for more requests before it runs a batch that is not full, in ms; the
+            largest batch is verl's `max_num_seqs`.
+    """
+
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    max_wait_ms: float = 20.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_wait_ms < 0:
+            raise ConfigError("actor_rollout_ref.rollout.max_wait_ms", self.max_wait_ms, "allowed: 0 or more")
+
+
+@dataclass
+class CheckedActorConfig(FSDPActorConfig):
+    """verl's FSDP actor section; building it on the driver checks the whole config first.
+
+    Attributes:
+        preflight: filled by the resolver `maskgrpo.preflight`, which raises where the run cannot work.
+    """
+
+    preflight: bool = False

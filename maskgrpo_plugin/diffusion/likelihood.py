@@ -1,0 +1,93 @@
+"""Log-likelihood (and entropy) of the tokens at masked positions, in chunks so that few logits live at once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def masked_log_probs(
+    hidden: Tensor,
+    project: Callable[[Tensor], Tensor],
+    target_ids: Tensor,
+    *,
+    chunk_size: int = 1024,
+    with_entropy: bool = False,
+    vocab_slice: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """ℓ_n = log p(o_n | ô, c) at masked positions n (the token likelihood of arXiv 2510.02880, Eq. 2).
+
+    The logits are taken to float32 (float64 stays), and ℓ = logit − logsumexp. Rows go through the head in chunks;
+    where gradients are on, each chunk is checkpointed, so that its logits are computed again in the backward pass and
+    at most one chunk of them lives at any time. With N = 0 the head runs once on no rows: the results are empty and
+    still lead back to `hidden` and the head's weights, so that the backward pass has the same collectives on all ranks.
+
+    Args:
+        hidden: (N, D) final hidden states at the masked positions only.
+        project: the head, (n, D) -> (n, V), for any n from 0 to `chunk_size`; rows must not depend on one another.
+        target_ids: (N,) integer token ids o_n. Ids outside the vocabulary, or outside `vocab_slice`, are the caller's
+            mistake: an IndexError or RuntimeError on the CPU, a device assertion on CUDA (no check, as it would
+            synchronise).
+        chunk_size: rows a chunk, 1 or more.
+        with_entropy: also return the entropy of each position's distribution, differentiable; it reads the whole
+            distribution, which costs some more memory a chunk.
+        vocab_slice: (start, stop), the softmax is over the logits [start, stop) only (the codebook of images). A head
+            that computes only these columns can be given instead, with target ids counted from `start`.
+
+    Returns:
+        log_probs (N,), at most 0, and entropy (N,) in nats or None; float32, or float64 where the logits are.
+
+    Raises:
+        ValueError: a shape, `chunk_size` or `vocab_slice` does not fit.
+    """
+    if hidden.dim() != 2:
+        raise ValueError(f"hidden must be (N, D), got shape {tuple(hidden.shape)}")
+    if target_ids.shape != hidden.shape[:1]:
+        raise ValueError(f"target_ids must have shape ({hidden.shape[0]},), got {tuple(target_ids.shape)}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
+
+    def one_chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = _select_vocabulary(project(rows), rows.shape[0], vocab_slice)
+        start = 0 if vocab_slice is None else vocab_slice[0]
+        return _log_probs_and_entropy(logits, targets - start, with_entropy)
+
+    if hidden.shape[0] == 0:
+        return one_chunk(hidden, target_ids)
+    pieces = []
+    for rows, targets in zip(hidden.split(chunk_size), target_ids.split(chunk_size), strict=True):
+        if torch.is_grad_enabled():
+            pieces.append(checkpoint(one_chunk, rows, targets, use_reentrant=False))
+        else:
+            pieces.append(one_chunk(rows, targets))
+    log_probs = torch.cat([piece[0] for piece in pieces])
+    entropy = torch.cat([piece[1] for piece in pieces]) if with_entropy else None
+    return log_probs, entropy
+
+
+def _select_vocabulary(logits: Tensor, rows: int, vocab_slice: tuple[int, int] | None) -> Tensor:
+    """The part (n, V') of the logits (n, V) that the softmax is over."""
+    if logits.dim() != 2 or logits.shape[0] != rows:
+        raise ValueError(f"project must map ({rows}, D) to ({rows}, V), got shape {tuple(logits.shape)}")
+    if vocab_slice is None:
+        return logits
+    start, stop = vocab_slice
+    if not 0 <= start < stop <= logits.shape[1]:
+        raise ValueError(
+            f"vocab_slice must satisfy 0 <= start < stop <= {logits.shape[1]} (the head's width), got {vocab_slice}"
+        )
+    return logits[:, start:stop]
+
+
+def _log_probs_and_entropy(logits: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """log p of the targets (n,), and entropy logsumexp − Σ p·logit (n,), from logits (n, V)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    normaliser = logits.logsumexp(dim=-1)
+    log_probs = logits.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1) - normaliser
+    if not with_entropy:
+        return log_probs, None
+    probabilities = (logits - normaliser.unsqueeze(-1)).exp()
+    # a banned token has logit -inf and probability 0; their product must be 0, not nan
+    mean_logit = (probabilities * logits.masked_fill(logits == -torch.inf, 0.0)).sum(dim=-1)
+    return log_probs, normaliser - mean_logit

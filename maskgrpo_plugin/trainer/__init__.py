@@ -1,0 +1,1 @@
+"""The registered trainer, its advantage estimators and policy losses."""

@@ -1,0 +1,147 @@
+"""Dynamic batching of concurrent requests: full batches at once, others after a bounded wait."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Request:
+    """One generation request; `kind` names what may share a batch (for example its sampling options)."""
+
+    prompt_ids: list[int]
+    seed: int
+    kind: Hashable
+    future: asyncio.Future = field(repr=False)
+    arrived: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class BatchingMetrics:
+    """Counters since the last reading.
+
+    Attributes:
+        requests: requests answered.
+        batches: batches run.
+        tokens: response tokens up to and with the end token.
+        model_calls: forward passes over a batch.
+        row_model_calls: forward passes summed over the rows that took part.
+        busy_s: seconds spent generating.
+    """
+
+    requests: int = 0
+    batches: int = 0
+    tokens: int = 0
+    model_calls: int = 0
+    row_model_calls: int = 0
+    busy_s: float = 0.0
+
+    def summary(self, max_batch: int) -> dict[str, float]:
+        """Rates for the tracker: tokens/s, model calls a token, and the share of batch places that were used."""
+        return {
+            "tokens_per_s": self.tokens / self.busy_s if self.busy_s else 0.0,
+            "model_calls_per_token": self.row_model_calls / self.tokens if self.tokens else 0.0,
+            "model_calls": float(self.model_calls),
+            "batch_fill": self.requests / (self.batches * max_batch) if self.batches else 0.0,
+            "requests": float(self.requests),
+            "busy_s": self.busy_s,
+        }
+
+
+class DynamicBatcher:
+    """Collect requests and hand them to `run` in batches, oldest first, one kind a batch.
+
+    Args:
+        run: called in a thread with a list of requests; returns one result each, in order.
+        max_batch: most requests a batch, at least 1.
+        max_wait_s: longest that the oldest request waits for company, in seconds.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Request]], Sequence[Any]], *, max_batch: int, max_wait_s: float):
+        self._run = run
+        self.max_batch = max_batch
+        self._max_wait_s = max_wait_s
+        self._waiting: dict[Hashable, deque[Request]] = {}
+        self._changed = asyncio.Event()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._worker: asyncio.Task | None = None
+        self.metrics = BatchingMetrics()
+
+    async def submit(self, prompt_ids: list[int], *, seed: int, kind: Hashable) -> Any:
+        """Queue one request and wait for its result; an error of its batch is raised here."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(kind, deque()).append(Request(prompt_ids, seed, kind, future))
+        self._changed.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._serve())
+        return await future
+
+    async def pause(self) -> None:
+        """Hold further batches back and wait until the running one has ended."""
+        self._open.clear()
+        await self._idle.wait()
+
+    def resume(self) -> None:
+        """Let batches run again."""
+        self._open.set()
+
+    def abort(self) -> list[Request]:
+        """Take every waiting request out of the queue and return them; their futures are left to the caller."""
+        waiting = [request for queue in self._waiting.values() for request in queue]
+        self._waiting.clear()
+        return waiting
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Read the counters and start them anew."""
+        summary = self.metrics.summary(self.max_batch)
+        self.metrics = BatchingMetrics()
+        return summary
+
+    async def _serve(self) -> None:
+        while True:
+            await self._open.wait()
+            queue = self._oldest()
+            if queue is None:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            missing = queue[0].arrived + self._max_wait_s - time.monotonic()
+            if len(queue) < self.max_batch and missing > 0:
+                self._changed.clear()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), missing)
+                except asyncio.TimeoutError:
+                    pass
+                continue
+            batch = [queue.popleft() for _ in range(min(len(queue), self.max_batch))]
+            self._idle.clear()
+            try:
+                results = await asyncio.to_thread(self._timed_run, batch)
+            except Exception as error:
+                for request in batch:
+                    if not request.future.done():
+                        request.future.set_exception(error)
+            else:
+                for request, result in zip(batch, results, strict=True):
+                    if not request.future.done():
+                        request.future.set_result(result)
+            finally:
+                self._idle.set()
+
+    def _oldest(self) -> deque[Request] | None:
+        queues = [queue for queue in self._waiting.values() if queue]
+        return min(queues, key=lambda queue: queue[0].arrived) if queues else None
+
+    def _timed_run(self, batch: list[Request]) -> Sequence[Any]:
+        started = time.monotonic()
+        results = self._run(batch)
+        self.metrics.busy_s += time.monotonic() - started
+        self.metrics.batches += 1
+        self.metrics.requests += len(batch)
+        return results

@@ -1,0 +1,167 @@
+"""Masked log-probabilities and their gradients equal the direct computation, a bounded number of rows at a time."""
+
+import pytest
+import torch
+
+from maskgrpo_plugin.diffusion.likelihood import masked_log_probs
+
+N, D, V = 23, 8, 50
+
+
+def make_inputs(dtype=torch.float32, rows=N):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    targets = torch.randint(0, V, (rows,), generator=generator)
+    return hidden, weight, targets
+
+
+def direct(hidden, weight, targets, vocab_slice=(0, V)):
+    """Log-probabilities and entropy in float64, all rows at once."""
+    log_softmax = (hidden.double() @ weight.double().T)[:, slice(*vocab_slice)].log_softmax(-1)
+    log_probs = log_softmax.gather(-1, (targets - vocab_slice[0]).unsqueeze(-1)).squeeze(-1)
+    return log_probs, -(log_softmax.exp() * log_softmax).sum(-1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, N, 1024])
+@pytest.mark.parametrize("vocab_slice", [None, (10, 31)])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_values_and_gradients(chunk_size, vocab_slice, with_entropy):
+    hidden, weight, targets = make_inputs()
+    if vocab_slice is not None:
+        targets = 10 + targets % 21
+    log_probs, entropy = masked_log_probs(
+        hidden,
+        lambda h: h @ weight.T,
+        targets,
+        chunk_size=chunk_size,
+        with_entropy=with_entropy,
+        vocab_slice=vocab_slice,
+    )
+    expected_log_probs, expected_entropy = direct(hidden, weight, targets, vocab_slice or (0, V))
+    assert log_probs.shape == (N,)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs.double(), expected_log_probs, atol=1e-5, rtol=1e-5)
+    factors = torch.linspace(-1, 1, N)
+    loss, expected_loss = (log_probs * factors).sum(), (expected_log_probs * factors).sum()
+    if with_entropy:
+        torch.testing.assert_close(entropy.double(), expected_entropy, atol=1e-5, rtol=1e-5)
+        loss, expected_loss = loss + (entropy * factors).sum(), expected_loss + (expected_entropy * factors).sum()
+    else:
+        assert entropy is None
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    expected = torch.autograd.grad(expected_loss, (hidden, weight))
+    torch.testing.assert_close(gradients, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_gradcheck():
+    hidden, weight, targets = make_inputs(torch.float64, rows=5)
+
+    def function(h, w):
+        return masked_log_probs(h, lambda x: x @ w.T, targets, chunk_size=2, with_entropy=True)
+
+    assert torch.autograd.gradcheck(function, (hidden, weight))
+
+
+def test_bfloat16_logits_are_normalised_in_float32():
+    hidden, weight, targets = make_inputs(torch.bfloat16)
+    log_probs, _ = masked_log_probs(hidden, lambda h: h @ weight.T, targets, chunk_size=N)
+    logits = (hidden @ weight.T).double()
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(
+        log_probs.double(), logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_values_do_not_depend_on_gradients_being_on(grad):
+    hidden, weight, targets = make_inputs()
+    reference, _ = masked_log_probs(hidden, lambda h: h @ weight.T, targets, chunk_size=5)
+    with torch.set_grad_enabled(grad):
+        log_probs, _ = masked_log_probs(hidden, lambda h: h @ weight.T, targets, chunk_size=5)
+    assert torch.equal(log_probs, reference)
+    assert log_probs.requires_grad is grad
+
+
+def test_the_head_sees_one_chunk_at_a_time_and_again_in_the_backward_pass():
+    hidden, weight, targets = make_inputs()
+    seen = []
+
+    def project(rows):
+        seen.append(rows.shape[0])
+        return rows @ weight.T
+
+    log_probs, _ = masked_log_probs(hidden, project, targets, chunk_size=5)
+    assert seen == [5, 5, 5, 5, 3]
+    log_probs.sum().backward()
+    assert sorted(seen) == sorted([5, 5, 5, 5, 3] * 2)
+
+
+def test_no_logits_are_saved_for_the_backward_pass():
+    hidden, weight, targets = make_inputs()
+    saved = []
+
+    def pack(tensor):
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        masked_log_probs(hidden, lambda h: h @ weight.T, targets, chunk_size=5, with_entropy=True)
+    assert not [shape for shape in saved if len(shape) == 2 and shape[1] == V]
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("vocab_slice", [None, (10, 31)])
+def test_no_rows_still_lead_back_to_the_parameters(with_entropy, vocab_slice):
+    body, head = torch.nn.Linear(4, D), torch.nn.Linear(D, V)
+    hidden = body(torch.randn(3, 4))[torch.zeros(3, dtype=torch.bool)]
+    log_probs, entropy = masked_log_probs(
+        hidden, head, torch.zeros(0, dtype=torch.long), with_entropy=with_entropy, vocab_slice=vocab_slice
+    )
+    assert log_probs.shape == (0,)
+    loss = log_probs.sum()
+    if with_entropy:
+        assert entropy.shape == (0,)
+        loss = loss + entropy.sum()
+    loss.backward()
+    for parameter in [*body.parameters(), *head.parameters()]:
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+def test_banned_tokens_leave_entropy_and_gradients_finite():
+    hidden, weight, targets = make_inputs()
+    banned = torch.zeros(V).index_fill(0, torch.tensor([V - 1]), -torch.inf)
+    log_probs, entropy = masked_log_probs(
+        hidden, lambda h: h @ weight.T + banned, targets % (V - 1), chunk_size=5, with_entropy=True
+    )
+    expected_log_probs, expected_entropy = direct(hidden, weight, targets % (V - 1), (0, V - 1))
+    torch.testing.assert_close(log_probs.double(), expected_log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy.double(), expected_entropy, atol=1e-5, rtol=1e-5)
+    (log_probs.sum() + entropy.sum()).backward()
+    assert bool(hidden.grad.isfinite().all())
+    assert bool(weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("target", [9, 31])
+def test_target_outside_the_slice_is_an_error_on_the_cpu(target):
+    hidden, weight, _ = make_inputs(rows=1)
+    with pytest.raises((IndexError, RuntimeError)):
+        masked_log_probs(hidden, lambda h: h @ weight.T, torch.tensor([target]), vocab_slice=(10, 31))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": torch.zeros(2, N, D)}, "hidden must be"),
+        ({"target_ids": torch.zeros(N + 1).long()}, "target_ids must have shape"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"vocab_slice": (0, V + 1)}, "vocab_slice"),
+        ({"vocab_slice": (5, 5)}, "vocab_slice"),
+        ({"project": lambda h: h.sum()}, "project must map"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    hidden, weight, targets = make_inputs()
+    arguments = {"hidden": hidden, "project": lambda h: h @ weight.T, "target_ids": targets}
+    with pytest.raises(ValueError, match=message):
+        masked_log_probs(**(arguments | change))
