@@ -81,13 +81,13 @@ def _select_vocabulary(logits: Tensor, rows: int, vocab_slice: tuple[int, int] |
 
 
 def _log_probs_and_entropy(logits: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """log p of the targets (n,), and entropy logsumexp − Σ p·logit (n,), from logits (n, V)."""
+    """log p of the targets (n,), and entropy −Σ p·log p (n,), from logits (n, V)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    normaliser = logits.logsumexp(dim=-1)
-    log_probs = logits.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1) - normaliser
+    log_probs = logits.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
     if not with_entropy:
         return log_probs, None
-    probabilities = (logits - normaliser.unsqueeze(-1)).exp()
-    # a banned token has logit -inf and probability 0; their product must be 0, not nan
-    mean_logit = (probabilities * logits.masked_fill(logits == -torch.inf, 0.0)).sum(dim=-1)
-    return log_probs, normaliser - mean_logit
+    # not logsumexp − Σ p·logit, which cancels where one token has nearly all the probability
+    all_log_probs = logits.log_softmax(dim=-1)
+    # a banned token has log p = -inf and p = 0; their product must be 0, not nan
+    finite = all_log_probs.masked_fill(all_log_probs == -torch.inf, 0.0)
+    return log_probs, -(all_log_probs.exp() * finite).sum(dim=-1)

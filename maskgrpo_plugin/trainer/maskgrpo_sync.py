@@ -1,0 +1,156 @@
+"""The trainer `maskgrpo_sync`: verl's synchronous trainer with μ mask levels per batch of rollouts."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.padding import response_from_nested
+
+from maskgrpo_plugin.config import EstimationConfig
+from maskgrpo_plugin.diffusion.remasking import combine_seed
+from maskgrpo_plugin.models.special_tokens import stop_token_ids
+
+logger = logging.getLogger(__name__)
+
+WORKER_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
+
+
+def mask_keys(rows: Sequence[int], sessions: Sequence[int], sharing: str) -> list[int]:
+    """Name each completion's stream of mask noise.
+
+    Args:
+        rows: each completion's prompt, as the number of its data row.
+        sessions: each completion's number in its group.
+        sharing: `index`: completions of the same number share masks (published); `group`: a whole group does;
+            `sample`: nobody does.
+
+    Returns:
+        Integers that depend on the data and not on the order of the batch.
+    """
+    if sharing == "index":
+        return [int(session) for session in sessions]
+    if sharing == "group":
+        return [int(row) for row in rows]
+    return [combine_seed(int(row), int(session)) for row, session in zip(rows, sessions, strict=True)]
+
+
+@register_trainer("maskgrpo_sync")
+class MaskGRPOTrainer(PPOTrainerSync):
+    """Synchronous MaskGRPO (arXiv 2510.02880): rollouts, rewards, old and reference log-probabilities of every mask
+    level, advantages, then μ updates in the order of the levels.
+
+    With `actor_rollout_ref.model.model_type=language_model` it is verl's synchronous trainer on the plugin's
+    workers, for autoregressive baselines in the same setup.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
+        self.estimation: EstimationConfig | None = None
+        if self.is_diffusion:
+            self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
+
+    def _build_replay_buffer(self) -> Any:
+        self.trainer_mode = "sync"
+        return super()._build_replay_buffer()
+
+    def _init_resource_pool_mgr(self) -> None:
+        from maskgrpo_plugin.workers.actor import MaskGRPOWorker
+
+        super()._init_resource_pool_mgr()
+        for role in WORKER_ROLES:
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(MaskGRPOWorker)
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)
+        metrics.update(self._rollout_metrics())
+        return batch
+
+    def _rollout_metrics(self) -> dict[str, float]:
+        """Mean over the replicas of the servers' counters since the last step, as `rollout/…`."""
+        if self.config.actor_rollout_ref.rollout.name not in ("masked_diffusion", "transformers"):
+            return {}
+        servers = self.llm_server_manager.server_handles
+        summaries = ray.get([server.pop_metrics.remote() for server in servers])
+        return {f"rollout/{key}": sum(s[key] for s in summaries) / len(summaries) for key in summaries[0]}
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """Put the batch in the order of the data, not of arrival, so that a resumed run sums in the same order."""
+        rows, sessions = self._row_numbers(batch)
+        batch.reorder(sorted(range(len(batch)), key=lambda i: (rows[i], sessions[i])))
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
+
+    def _row_numbers(self, batch: KVBatchMeta) -> tuple[list[int], list[int]]:
+        """Data row and completion number of each member of the batch."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "session_id"])
+        return [int(i) for i in data["index"].tolist()], [int(i) for i in data["session_id"].tolist()]
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Log-probabilities of all levels under the policy that sampled; writes `mask_key` and `old_log_probs`."""
+        if self.estimation is None:
+            return super()._compute_old_log_prob(batch, metrics)
+        plan = self.estimation.plan(self.global_steps, stop_token_ids=stop_token_ids(self.tokenizer))
+        self._write_mask_keys(batch)
+        if plan["mode"] == "trajectory":
+            self._write_reveal_steps(batch)
+        batch.extra_info.update({"estimation": plan, "calculate_entropy": False, "compute_loss": False})
+        self.actor_rollout_wg.compute_log_prob(batch)
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["log_probs", "response_mask"]
+        )
+        old_log_probs = response_from_nested(data["log_probs"], data["response_mask"])
+        fields = TensorDict({"old_log_probs": old_log_probs}, batch_size=len(batch))
+        batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        for level, ratio in enumerate(plan["ratios"]):
+            metrics[f"actor/level_{level + 1}/mask_ratio"] = ratio
+        return batch
+
+    def _write_mask_keys(self, batch: KVBatchMeta) -> None:
+        rows, sessions = self._row_numbers(batch)
+        keys = mask_keys(rows, sessions, self.estimation.mask_sharing)
+        fields = TensorDict({"mask_key": torch.tensor(keys, dtype=torch.int64)}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _write_reveal_steps(self, batch: KVBatchMeta) -> None:
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        steps = [torch.tensor(extra["reveal_step"]) for extra in data["extra_fields"].tolist()]
+        fields = TensorDict(
+            {"reveal_step": torch.nested.as_nested_tensor(steps, layout=torch.jagged)}, batch_size=len(batch)
+        )
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._update_actor(batch, metrics)
+        every = self.estimation.reference_sync_steps if self.estimation else 0
+        if every and self.use_reference_policy and self.global_steps % every == 0:
+            self.actor_rollout_wg.sync_reference()
+        return batch
+
+    def _save_checkpoint(self) -> None:
+        if self._keeps_reference():
+            self.actor_rollout_wg.save_reference(self._reference_folder())
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0 and self._keeps_reference():
+            self.actor_rollout_wg.load_reference(self._reference_folder())
+
+    def _keeps_reference(self) -> bool:
+        synced = self.estimation is not None and self.estimation.reference_sync_steps > 0
+        return synced and self.use_reference_policy and not self.ref_in_actor
+
+    def _reference_folder(self) -> str:
+        root = os.path.abspath(self.config.trainer.default_local_dir)
+        return os.path.join(root, f"global_step_{self.global_steps}", "reference")

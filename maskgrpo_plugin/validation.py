@@ -1,0 +1,304 @@
+"""Checks of the whole config on the driver, before Ray starts: wrong values end the run in seconds, named by key.
+
+verl builds `actor_rollout_ref.actor` on the driver; the plugin's configs hold `preflight: ${maskgrpo.preflight:}`
+there, and this resolver checks every section when that key is read.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+RESOLVER = "maskgrpo.preflight"
+DIFFUSION_MODEL_TYPES = ("llada",)
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+PLUGIN_ROLLOUTS = ("masked_diffusion", "transformers")
+
+
+def preflight(config: DictConfig) -> bool:
+    """Check a run's config.
+
+    Args:
+        config: the composed config of `verl.trainer.main_ppo`.
+
+    Returns:
+        True.
+
+    Raises:
+        ConfigError: the first value that cannot work.
+    """
+    checks: list[Callable[[DictConfig], None]] = [
+        _check_names,
+        _check_files,
+        _check_batches,
+        _check_model,
+        _check_rollout,
+        _check_ray,
+    ]
+    if config.actor_rollout_ref.model.model_type == "masked_diffusion":
+        checks[3:3] = [_check_estimation, _check_unsupported]
+    for check in checks:
+        check(config)
+    return True
+
+
+def register() -> None:
+    """Add the resolver `maskgrpo.preflight` to OmegaConf; idempotent."""
+
+    def resolve(*, _root_: DictConfig) -> bool:
+        from maskgrpo_plugin.config import ConfigError
+
+        try:
+            return preflight(_root_)
+        except ConfigError as error:
+            sys.stderr.write(f"maskgrpo_plugin: {error}\n")
+            raise SystemExit(2) from None
+
+    OmegaConf.register_new_resolver(RESOLVER, resolve, replace=True)
+
+
+def _error(key: str, value: Any, allowed: str) -> Exception:
+    from maskgrpo_plugin.config import ConfigError
+
+    return ConfigError(key, value, allowed)
+
+
+def _check_names(config: DictConfig) -> None:
+    from maskgrpo_plugin.config import check_choice
+    from maskgrpo_plugin.trainer.advantages import REWARD_TRANSFORMS
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+    from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+
+    arr = config.actor_rollout_ref
+    check_choice("actor_rollout_ref.model.model_type", arr.model.model_type, ("masked_diffusion", "language_model"))
+    check_choice("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, tuple(sorted(TRAINER_REGISTRY)))
+    check_choice("algorithm.adv_estimator", config.algorithm.adv_estimator, tuple(sorted(ADV_ESTIMATOR_REGISTRY)))
+    losses = tuple(sorted(POLICY_LOSS_REGISTRY))
+    check_choice("actor_rollout_ref.actor.policy_loss.loss_mode", arr.actor.policy_loss.loss_mode, losses)
+    rollouts = tuple(sorted(name for name, _ in _ROLLOUT_REGISTRY))
+    check_choice("actor_rollout_ref.rollout.name", arr.rollout.name, rollouts)
+    check_choice("algorithm.reward_transform", config.algorithm.get("reward_transform", "none"), REWARD_TRANSFORMS)
+    is_diffusion = arr.model.model_type == "masked_diffusion"
+    if is_diffusion != (arr.rollout.name == "masked_diffusion"):
+        allowed = "masked_diffusion" if is_diffusion else "transformers (CPU) or vllm (GPU)"
+        raise _error("actor_rollout_ref.rollout.name", arr.rollout.name, f"model_type needs {allowed}")
+    if is_diffusion and config.trainer.v1.trainer_mode != "maskgrpo_sync":
+        raise _error("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, "model_type needs maskgrpo_sync")
+
+
+def _check_files(config: DictConfig) -> None:
+    for key in ("train_files", "val_files"):
+        value = config.data[key]
+        for name in value if isinstance(value, ListConfig) else [value]:
+            if "://" not in str(name) and not Path(os.path.expanduser(str(name))).is_file():
+                raise _error(f"data.{key}", str(name), "the file does not exist; see `maskgrpo_plugin.data.prepare`")
+
+
+def _check_batches(config: DictConfig) -> None:
+    arr = config.actor_rollout_ref
+    batch, mini = config.data.train_batch_size, arr.actor.ppo_mini_batch_size
+    if batch % mini:
+        raise _error("actor_rollout_ref.actor.ppo_mini_batch_size", mini, f"must divide data.train_batch_size={batch}")
+    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if mini * arr.rollout.n % ranks:
+        raise _error(
+            "actor_rollout_ref.actor.ppo_mini_batch_size", mini, f"times rollout.n must be a multiple of {ranks} ranks"
+        )
+    micro = arr.actor.ppo_micro_batch_size_per_gpu
+    if not arr.actor.use_dynamic_bsz and micro and (mini * arr.rollout.n // ranks) % micro:
+        raise _error(
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+            micro,
+            f"must divide the {mini * arr.rollout.n // ranks} completions that a rank has in a mini-batch",
+        )
+
+
+def _check_estimation(config: DictConfig) -> None:
+    from maskgrpo_plugin.config import EstimationConfig
+
+    section = config.algorithm.get("estimation")
+    if section is None:
+        raise _error("algorithm.estimation", None, "a masked diffusion model needs this section")
+    values = {key: section[key] for key in section if key != "_target_"}
+    known = EstimationConfig.__dataclass_fields__
+    for key in values:
+        if key not in known:
+            names = ", ".join(sorted(name for name in known if not name.startswith("_")))
+            raise _error(f"algorithm.estimation.{key}", values[key], f"no such key; there are {names}")
+    estimation = EstimationConfig(**values)
+    lora = config.actor_rollout_ref.model.get("lora_rank", 0) > 0
+    if estimation.reference_sync_steps and lora:
+        raise _error(
+            "algorithm.estimation.reference_sync_steps",
+            estimation.reference_sync_steps,
+            "with LoRA the reference is the model without its adapter and cannot move; use 0",
+        )
+
+
+def _check_unsupported(config: DictConfig) -> None:
+    arr = config.actor_rollout_ref
+    needs_false = {
+        "algorithm.use_kl_in_reward": "the KL term of MaskGRPO is in the loss: actor.use_kl_loss",
+        "actor_rollout_ref.rollout.calculate_log_probs": "a diffusion sampler has no log-probability of its own",
+        "actor_rollout_ref.model.use_fused_kernels": "the engine computes masked positions in chunks itself",
+        "actor_rollout_ref.actor.use_prefix_grouper": "it is for causal models",
+        "critic.enable": "MaskGRPO has no critic",
+    }
+    for key, reason in needs_false.items():
+        if OmegaConf.select(config, key):
+            raise _error(key, True, f"use false: {reason}")
+    if arr.actor.ulysses_sequence_parallel_size > 1:
+        raise _error(
+            "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
+            arr.actor.ulysses_sequence_parallel_size,
+            "use 1: sequence parallelism is not offered for masked diffusion",
+        )
+    if arr.model.get("lora_rank", 0) > 0 and not arr.model.lora.get("merge", False):
+        raise _error("actor_rollout_ref.model.lora.merge", False, "use true: the rollout takes merged weights")
+
+
+def _check_model(config: DictConfig) -> None:
+    model = config.actor_rollout_ref.model
+    path = os.path.expanduser(str(model.path))
+    looks_like_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model.path)) is not None
+    if not os.path.isdir(path):
+        if not looks_like_hub_name or os.path.isabs(path):
+            raise _error("actor_rollout_ref.model.path", str(model.path), "the folder does not exist")
+        return
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        raise _error("actor_rollout_ref.model.path", path, "the folder holds no config.json")
+    published = json.loads(config_file.read_text())
+    kind, is_diffusion = published.get("model_type"), model.model_type == "masked_diffusion"
+    if is_diffusion != (kind in DIFFUSION_MODEL_TYPES):
+        allowed = f"masked_diffusion needs model_type {' or '.join(DIFFUSION_MODEL_TYPES)}"
+        if not is_diffusion:
+            allowed = "set actor_rollout_ref.model.model_type=masked_diffusion for this checkpoint"
+        raise _error("actor_rollout_ref.model.path", path, f"it is a {kind!r} checkpoint; {allowed}")
+    if is_diffusion:
+        _check_diffusion_model(config, published, path)
+    if config.actor_rollout_ref.actor.strategy == "fsdp" and _device() == "cpu":
+        raise _error("actor_rollout_ref.actor.strategy", "fsdp", "FSDP1 does not run on the CPU; use fsdp2")
+
+
+def _device() -> str:
+    from verl.utils.device import get_device_name
+
+    return get_device_name()
+
+
+def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: str) -> None:
+    from maskgrpo_plugin.models.special_tokens import mask_token_problem
+    from transformers import AutoTokenizer
+
+    model = config.actor_rollout_ref.model
+    override = model.get("override_config", {}).get("mask_token_id")
+    mask_token_id = published.get("mask_token_id") if override is None else override
+    tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(str(model.tokenizer_path or path)))
+    vocabulary = published.get("embedding_size") or published["vocab_size"]
+    problem = mask_token_problem(mask_token_id, vocabulary, tokenizer)
+    if problem:
+        raise _error("actor_rollout_ref.model.override_config.mask_token_id", mask_token_id, problem)
+    length = config.data.max_prompt_length + config.data.max_response_length
+    longest = published.get("max_sequence_length")
+    if longest and length > longest:
+        raise _error(
+            "data.max_response_length",
+            config.data.max_response_length,
+            f"with data.max_prompt_length={config.data.max_prompt_length} it passes the model's {longest} positions",
+        )
+    targets = model.target_modules
+    if model.get("lora_rank", 0) > 0 and isinstance(targets, ListConfig):
+        unknown = [name for name in targets if name not in LINEAR_LAYERS]
+        if unknown:
+            raise _error(
+                "actor_rollout_ref.model.target_modules", unknown, f"a block has {', '.join(LINEAR_LAYERS)}"
+            )
+
+
+def _check_rollout(config: DictConfig) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.name not in PLUGIN_ROLLOUTS:
+        return
+    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    for key in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
+        if rollout[key] != 1:
+            raise _error(
+                f"actor_rollout_ref.rollout.{key}", rollout[key], f"use 1: each of the {ranks} ranks has its own server"
+            )
+    if rollout.max_num_seqs < 1:
+        raise _error("actor_rollout_ref.rollout.max_num_seqs", rollout.max_num_seqs, "allowed: 1 or more")
+    if rollout.agent.default_agent_loop != "maskgrpo_single_turn":
+        raise _error(
+            "actor_rollout_ref.rollout.agent.default_agent_loop",
+            rollout.agent.default_agent_loop,
+            "the plugin's rollouts are seeded by maskgrpo_single_turn",
+        )
+    if rollout.name == "masked_diffusion":
+        _check_sampler(config)
+
+
+def _check_sampler(config: DictConfig) -> None:
+    from maskgrpo_plugin.config import SamplerSettings
+    from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
+
+    rollout = config.actor_rollout_ref.rollout
+    keys = {
+        "response_length": "data.max_response_length",
+        "temperature": "actor_rollout_ref.rollout.temperature",
+    }
+    values = {key: rollout.sampler[key] for key in rollout.sampler if key != "_target_"}
+    known = SamplerSettings.__dataclass_fields__
+    for key in values:
+        if key not in known:
+            raise _error(f"actor_rollout_ref.rollout.sampler.{key}", values[key], "no such key")
+    settings = SamplerSettings(**values)
+    for temperature in (rollout.temperature, rollout.val_kwargs.temperature):
+        options = settings.options(
+            response_length=rollout.response_length, temperature=temperature, stop_token_ids=()
+        )
+        try:
+            build_sampler(settings.name, **options)
+        except SamplerOptionError as error:
+            key = keys.get(error.option, f"actor_rollout_ref.rollout.sampler.{error.option}")
+            raise _error(key, error.value, str(error.allowed)) from None
+
+
+def required_ray_cpus(config: DictConfig) -> int:
+    """CPUs that the run's Ray actors take; fewer, and verl waits for ever.
+
+    One each: the task runner, TransferQueue's controller and storage units, reward workers, agent-loop workers, the
+    load balancer and each rollout server; three a training rank (verl's colocation slots).
+    """
+    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0
+    storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    return 3 * ranks + servers + storage + config.reward.num_workers + config.actor_rollout_ref.rollout.agent.num_workers + 3
+
+
+def _check_ray(config: DictConfig) -> None:
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return
+    needed = required_ray_cpus(config)
+    given = config.ray_kwargs.ray_init.get("num_cpus")
+    available = os.cpu_count() or 1 if given is None else given
+    if available < needed:
+        raise _error(
+            "ray_kwargs.ray_init.num_cpus",
+            given,
+            f"this run's Ray actors take {needed} logical CPUs (there are {available}); set it to {needed} or more",
+        )
+    ranks = config.trainer.n_gpus_per_node
+    slots = config.ray_kwargs.ray_init.get("num_gpus")
+    if _device() == "cpu" and (slots or 0) < ranks:
+        raise _error(
+            "ray_kwargs.ray_init.num_gpus", slots, f"on the CPU it counts training ranks; set it to {ranks} or more"
+        )
