@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Make a small diffusion model and its data, train it by MaskGRPO on the CPU, and draw the learning curve.
+#   bash examples/quickstart/run.sh [hydra overrides …]
+# Environment: PYTHON (interpreter for the new environment), VENV (its folder), RUN_DIR (where the run is written),
+# CONFIG (quickstart, or quickstart_ar for the autoregressive baseline), SEED.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+venv=${VENV:-.venv}
+run=${RUN_DIR:-runs/quickstart}
+config=${CONFIG:-quickstart}
+seed=${SEED:-0}
+if [ ! -x "$venv/bin/python" ]; then
+  "${PYTHON:-python3}" -m venv "$venv"
+fi
+if ! "$venv/bin/python" -c 'import maskgrpo_plugin, verl' 2>/dev/null; then
+  # CPU build of torch first, where there is no GPU: another package would bring the CUDA build
+  if ! command -v nvidia-smi >/dev/null; then "$venv/bin/pip" install -q torch==2.13.0; fi
+  "$venv/bin/pip" install -q -e .
+fi
+python=$venv/bin/python
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
+mkdir -p "$run"
+export VERL_FILE_LOGGER_PATH=$PWD/$run/$config.jsonl
+[ -f "$run/data/train.parquet" ] || "$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 \
+  --train-rows 6000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
+[ -f "$run/model/config.json" ] || "$python" examples/quickstart/make_model.py --output-dir "$run/model" --seed "$seed"
+if [ "$config" = quickstart_ar ] && [ ! -f "$run/model_ar/config.json" ]; then
+  "$python" examples/quickstart/make_model.py --ar --output-dir "$run/model_ar" --seed "$seed"
+fi
+"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$PWD/$run" "$@"
+"$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$config"

@@ -1,0 +1,278 @@
+"""LLaDA's bidirectional transformer in plain PyTorch, with the published module and weight names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
+
+
+@dataclass
+class MaskedDiffusionOutput(ModelOutput):
+    """What a masked diffusion model returns.
+
+    Attributes:
+        loss: unused; present for tools that expect it.
+        logits: (B, L, V), or (N, V) at `logits_positions`; None where log-probabilities were asked for.
+        log_probs: (N,) float32 log-probabilities of `target_ids` at `logits_positions`.
+        entropy: (N,) entropies in nats, or None.
+        hidden_states: (B, L, D) final hidden states, after the last norm.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    hidden_states: Tensor | None = None
+
+
+class LLaDARMSNorm(nn.Module):
+    """Root-mean-square norm computed in float32; (…, D) -> (…, D)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        scaled = x.float()
+        scaled = scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+def rotary_embedding(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions in float32; (B, L) -> two of (B, 1, L, head_dim)."""
+    exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
+    angles = position_ids[:, None, :, None].float() / theta**exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions (half rotation) to (B, H, L, head_dim) in float32, back in the input's dtype."""
+    full = x.float()
+    first, second = full.chunk(2, dim=-1)
+    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+class LLaDALlamaBlock(GradientCheckpointingLayer):
+    """One pre-norm block: bidirectional attention, then a SwiGLU feed-forward layer."""
+
+    def __init__(self, config: LLaDAConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.n_heads // config.n_kv_heads
+        self.is_causal = False
+        width, inner = config.d_model, config.intermediate_size
+        self.attn_norm = LLaDARMSNorm(width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(width, config.n_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(width, config.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(width, config.n_kv_heads * self.head_dim, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.ff_norm = LLaDARMSNorm(width, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.ff_out = nn.Linear(inner, width, bias=False)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            x: hidden states.
+            cos, sin: rotary embedding, (B, 1, L, head_dim).
+            attention_mask: what the configured attention implementation takes, or None to attend everywhere.
+        """
+        x = x + self.dropout(self._attend(self.attn_norm(x), cos, sin, attention_mask))
+        h = self.ff_norm(x)
+        return x + self.dropout(self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h)))
+
+    def _attend(self, h: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor | None) -> Tensor:
+        shape = (*h.shape[:2], -1, self.head_dim)
+        query = rotate(self.q_proj(h).view(shape).transpose(1, 2), cos, sin)
+        key = rotate(self.k_proj(h).view(shape).transpose(1, 2), cos, sin)
+        value = self.v_proj(h).view(shape).transpose(1, 2)
+        attention: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        attended, _ = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.head_dim**-0.5,
+            is_causal=False,
+        )
+        return self.attn_out(attended.reshape(*h.shape[:2], -1))
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention written out; (B, H, L, d) -> (B, L, H, d). `attention_mask` (B, 1, L, L) bool, true = attend."""
+    groups = module.num_key_value_groups
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2), None
+
+
+class LLaDAModel(nn.Module):
+    """Embedding, blocks, final norm and head under the published name `transformer`."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        modules: dict[str, nn.Module] = {
+            "wte": nn.Embedding(config.embedding_rows, config.d_model),
+            "emb_drop": nn.Dropout(config.embedding_dropout),
+            "ln_f": LLaDARMSNorm(config.d_model, config.rms_norm_eps),
+            "blocks": nn.ModuleList(LLaDALlamaBlock(config, i) for i in range(config.n_layers)),
+        }
+        if not config.weight_tying:
+            modules["ff_out"] = nn.Linear(config.d_model, config.embedding_rows, bias=False)
+        self.transformer = nn.ModuleDict(modules)
+
+
+class LLaDAModelLM(PreTrainedModel):
+    """LLaDA with its head: a bidirectional mask predictor (arXiv 2502.09992)."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    supports_logits_positions = True
+    _no_split_modules = ["LLaDALlamaBlock"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        elif isinstance(module, LLaDARMSNorm):
+            nn.init.ones_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding `wte`."""
+        return self.model.transformer["wte"]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding."""
+        self.model.transformer["wte"] = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head `ff_out`; None where it is tied to the embedding."""
+        return None if self.config.weight_tying else self.model.transformer["ff_out"]
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the head."""
+        self.model.transformer["ff_out"] = value
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The head; (…, D) -> (…, V)."""
+        if self.config.weight_tying:
+            return F.linear(hidden, self.model.transformer["wte"].weight)
+        return self.model.transformer["ff_out"](hidden)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_positions: Tensor | None = None,
+        target_ids: Tensor | None = None,
+        with_entropy: bool = False,
+        vocab_slice: tuple[int, int] | None = None,
+        chunk_size: int = 1024,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> MaskedDiffusionOutput:
+        """Predict the tokens of a canvas.
+
+        Args:
+            input_ids: (B, L) tokens, masked positions holding the mask token.
+            attention_mask: (B, L), 1 = token, 0 = padding on either side; or (B, 1, L, L) bool, true = attend; None
+                attends everywhere.
+            position_ids: (B, L); by default the count of tokens before, so that padding does not shift a row.
+            inputs_embeds: (B, L, D) instead of `input_ids`.
+            logits_positions: (B, L) bool; the head runs at these N positions only, row by row.
+            target_ids: (N,) tokens at those positions; then log-probabilities come instead of logits.
+            with_entropy: also the entropies there.
+            vocab_slice: (start, stop) softmax over these columns of the head only.
+            chunk_size: positions a chunk of the head.
+            use_cache, return_dict, kwargs: accepted for transformers' callers; a diffusion model keeps no cache.
+
+        Returns:
+            `MaskedDiffusionOutput`.
+        """
+        transformer = self.model.transformer
+        if inputs_embeds is None:
+            inputs_embeds = transformer["wte"](input_ids)
+        x = transformer["emb_drop"](inputs_embeds)
+        if position_ids is None:
+            position_ids = default_positions(x, attention_mask)
+        cos, sin = rotary_embedding(position_ids, self.config.head_dim, self.config.rope_theta)
+        mask = self._attention_input(attention_mask, x)
+        for block in transformer["blocks"]:
+            x = block(x, cos, sin, mask)
+        hidden = transformer["ln_f"](x)
+        if logits_positions is None:
+            return MaskedDiffusionOutput(logits=self.project(hidden), hidden_states=hidden)
+        chosen = hidden[logits_positions]
+        if target_ids is None:
+            return MaskedDiffusionOutput(logits=self.project(chosen), hidden_states=hidden)
+        from maskgrpo_plugin.diffusion.likelihood import masked_log_probs
+
+        log_probs, entropy = masked_log_probs(
+            chosen, self.project, target_ids, chunk_size=chunk_size, with_entropy=with_entropy, vocab_slice=vocab_slice
+        )
+        return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy, hidden_states=hidden)
+
+    def _attention_input(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """The mask as the configured attention implementation takes it; padding queries see everything but padding."""
+        if attention_mask is None or attention_mask.dim() == 4:
+            return attention_mask
+        if attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+            return None
+        if "flash" in (self.config._attn_implementation or ""):
+            return attention_mask
+        length = x.shape[1]
+        return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
+
+
+def default_positions(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Positions of (B, L, …): counted over tokens alone where a (B, L) mask tells padding apart; (B, L) int64."""
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
