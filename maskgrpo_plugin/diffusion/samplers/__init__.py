@@ -1,0 +1,45 @@
+"""Samplers of masked diffusion models by name."""
+
+from dataclasses import fields
+from typing import Any
+
+from maskgrpo_plugin.diffusion.samplers.base import Sampler, SamplerOptionError, SamplerOutput
+from maskgrpo_plugin.diffusion.samplers.image import EmergeSampler, MaskGITSampler
+from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import SemiAutoregressiveSampler
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "semi_autoregressive": SemiAutoregressiveSampler,
+    "emerge": EmergeSampler,
+    "maskgit": MaskGITSampler,
+}
+
+
+def build_sampler(name: str, **options: Any) -> Sampler:
+    """Build a sampler.
+
+    Args:
+        name: `semi_autoregressive`, `emerge` or `maskgit`.
+        **options: the sampler's options; see its class.
+
+    Raises:
+        SamplerOptionError: an unknown name or option, or a value that cannot work.
+    """
+    if name not in SAMPLERS:
+        raise SamplerOptionError("name", name, f"allowed: {', '.join(SAMPLERS)}")
+    known = [field.name for field in fields(SAMPLERS[name])]
+    for option, value in options.items():
+        if option not in known:
+            raise SamplerOptionError(option, value, f"{name} has no such option; it has {', '.join(known)}")
+    return SAMPLERS[name](**options)
+
+
+__all__ = [
+    "SAMPLERS",
+    "EmergeSampler",
+    "MaskGITSampler",
+    "Sampler",
+    "SamplerOptionError",
+    "SamplerOutput",
+    "SemiAutoregressiveSampler",
+    "build_sampler",
+]

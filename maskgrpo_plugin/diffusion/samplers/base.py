@@ -1,0 +1,114 @@
+"""What all samplers share: options, output, the canvas, and the guided forward pass."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskgrpo_plugin.diffusion.samplers.noise import Generators
+
+
+class SamplerOptionError(ValueError):
+    """A sampler option that cannot work; names the option, its value and what is allowed."""
+
+    def __init__(self, option: str, value: Any, allowed: str):
+        super().__init__(f"sampler option {option}={value!r}: {allowed}")
+        self.option, self.value, self.allowed = option, value, allowed
+
+
+@dataclass
+class SamplerOutput:
+    """A finished canvas.
+
+    Attributes:
+        sequences: (B, L) prompt and response, without a mask token.
+        reveal_step: (B, L) int64, the step (from 0, over all blocks) that revealed a position; -1 where none did.
+        model_calls: forward passes of the model over a batch.
+        row_model_calls: (B,) forward passes that each row took part in.
+    """
+
+    sequences: Tensor
+    reveal_step: Tensor
+    model_calls: int
+    row_model_calls: Tensor
+
+
+@dataclass
+class Canvas:
+    """The sequence being filled: `tokens` (B, L), `attention_mask` (B, L) or None, and where the response starts."""
+
+    tokens: Tensor
+    attention_mask: Tensor | None
+    start: int
+
+
+def check_number(option: str, value: Any, low: float, *, whole: bool = False) -> None:
+    """Raise SamplerOptionError unless `value` is a (whole) number of at least `low`."""
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
+        raise SamplerOptionError(option, value, f"allowed: {'whole numbers' if whole else 'numbers'} from {low}")
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Fills the masked positions of a canvas."""
+
+    @abstractmethod
+    def generate(
+        self,
+        model: Callable[..., Any],
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        mask_token_id: int,
+        generator: Generators = None,
+        **kwargs: Any,
+    ) -> SamplerOutput:
+        """Sample a batch.
+
+        Args:
+            model: called as (input_ids, attention_mask=…), returning `.logits` (B, L, V). Where it has the attribute
+                `supports_logits_positions`, it is also given `logits_positions` (B, L) bool and returns (N, V).
+            input_ids: (B, P) prompts, padded on the left; or a canvas that already holds mask tokens.
+            attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.
+            mask_token_id: id of the mask token; never emitted.
+            generator: source of the noise: one, or one a row (a row's result then does not depend on its batch).
+
+        Returns:
+            `SamplerOutput`.
+        """
+
+
+def make_canvas(input_ids: Tensor, attention_mask: Tensor | None, response_length: int, mask_token_id: int) -> Canvas:
+    """Append `response_length` masks, or take `input_ids` as the canvas where it already holds masks.
+
+    Returns:
+        The canvas; its response starts after the prompt, or at the first mask of any row.
+    """
+    masked = input_ids == mask_token_id
+    if bool(masked.any()):
+        start = int(masked.any(0).nonzero()[0])
+        return Canvas(input_ids.clone(), attention_mask, start)
+    masks = input_ids.new_full((input_ids.shape[0], response_length), mask_token_id)
+    if attention_mask is not None:
+        attention_mask = torch.cat([attention_mask, torch.ones_like(masks, dtype=attention_mask.dtype)], dim=1)
+    return Canvas(torch.cat([input_ids, masks], dim=1), attention_mask, input_ids.shape[1])
+
+
+def logits_at(
+    model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, positions: Tensor
+) -> Tensor:
+    """Logits at the true positions of (B, L) `positions`, row by row; (N, V)."""
+    if getattr(model, "supports_logits_positions", False):
+        return model(tokens, attention_mask=attention_mask, logits_positions=positions).logits
+    return model(tokens, attention_mask=attention_mask).logits[positions]
+
+
+def forbid(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """Logits with −∞ at tokens that must not be emitted; (N, V)."""
+    logits = logits.clone()
+    logits[:, list(token_ids)] = float("-inf")
+    return logits
