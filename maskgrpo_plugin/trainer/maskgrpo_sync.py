@@ -94,7 +94,7 @@ class MaskGRPOTrainer(PPOTrainerSync):
     def _row_numbers(self, batch: KVBatchMeta) -> tuple[list[int], list[int]]:
         """Data row and completion number of each member of the batch."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "session_id"])
-        return [int(i) for i in data["index"].tolist()], [int(i) for i in data["session_id"].tolist()]
+        return [int(i) for i in data["index"]], [int(i) for i in data["session_id"]]
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Log-probabilities of all levels under the policy that sampled; writes `mask_key` and `old_log_probs`."""
@@ -124,7 +124,7 @@ class MaskGRPOTrainer(PPOTrainerSync):
 
     def _write_reveal_steps(self, batch: KVBatchMeta) -> None:
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        steps = [torch.tensor(extra["reveal_step"]) for extra in data["extra_fields"].tolist()]
+        steps = [torch.tensor(extra["reveal_step"]) for extra in data["extra_fields"]]
         fields = TensorDict(
             {"reveal_step": torch.nested.as_nested_tensor(steps, layout=torch.jagged)}, batch_size=len(batch)
         )

@@ -6,8 +6,10 @@ from typing import Any
 
 import ray
 import torch
-from verl.utils.device import is_support_ipc
+from verl.utils.device import get_device_id, get_device_name
 from verl.workers.rollout.base import BaseRollout
+
+from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
 
 
 def server_name(rollout: str, replica_rank: int) -> str:
@@ -24,8 +26,6 @@ class ServerAdapter(BaseRollout):
         rank = int(os.environ["RANK"])
         self.replica_rank = rank // ranks_per_replica if replica_rank == -1 else replica_rank
         self.is_leader = rank % ranks_per_replica == 0
-        job = ray.get_runtime_context().get_job_id()
-        self.zmq_handle = f"ipc:///tmp/maskgrpo-{job}-replica-{self.replica_rank}.sock"
         self._server: Any = None
 
     def _server_handle(self) -> Any:
@@ -62,17 +62,12 @@ class ServerAdapter(BaseRollout):
             for _name, _tensor in weights:
                 pass
             return
-        from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightSender
-
-        use_shm = not is_support_ipc()
         server = self._server_handle()
-        received = server.update_weights_from_ipc.remote(self.zmq_handle, use_shm)
-        sender = BucketedWeightSender(
-            zmq_handle=self.zmq_handle,
-            bucket_size_mb=self.config.checkpoint_engine.update_weights_bucket_megabytes,
-            use_shm=use_shm,
+        await send_weights(
+            weights,
+            server.receive_bucket.remote,
+            bucket_bytes=self.config.checkpoint_engine.update_weights_bucket_megabytes << 20,
+            device=torch.device(get_device_name(), *([] if get_device_name() == "cpu" else [get_device_id()])),
         )
-        await sender.async_send_weights(weights)
-        await received
         if global_steps is not None:
             await server.set_global_steps.remote(global_steps)

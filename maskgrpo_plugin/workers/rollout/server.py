@@ -1,6 +1,5 @@
 """Ray servers that hold a rollout model: weight sync, sleep and wake, batched generation."""
 
-import asyncio
 import logging
 import zlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from verl.workers.rollout.replica import TokenOutput
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.workers.rollout.batching import DynamicBatcher, Request
+from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class RolloutServer:
         self.stop_token_ids = stop_token_ids(self.tokenizer)
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self.global_steps: int | None = None
+        self.received: set[str] = set()
         self.model = self._load_model()
         self.has_weights = self.config.load_format != "dummy"
         self.batcher = DynamicBatcher(
@@ -122,37 +123,31 @@ class RolloutServer:
     ) -> list[TokenOutput]:
         raise NotImplementedError
 
-    async def update_weights_from_ipc(self, zmq_handle: str, use_shm: bool) -> None:
-        """Receive the actor's weights through verl's bucketed transfer (CUDA IPC, else shared memory).
-
-        Args:
-            zmq_handle: the local socket that the sending rank has bound.
-            use_shm: shared memory instead of CUDA IPC.
+    async def receive_bucket(self, bucket: Bucket) -> None:
+        """Copy one bucket of the actor's weights; the last one lets generation run again.
 
         Raises:
             KeyError: a tensor that the model does not have.
             RuntimeError: some of the model's parameters were not sent.
         """
-        from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
-
         await self.batcher.pause()
         targets = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        received: set[str] = set()
 
-        def copy_bucket(weights: list[tuple[str, torch.Tensor]], is_last: bool) -> None:
-            with torch.no_grad():
-                for name, tensor in weights:
-                    if name not in targets:
-                        raise KeyError(f"weight sync sent {name!r}, which the rollout model does not have")
-                    targets[name].copy_(tensor)
-                    received.add(name)
+        def copy(name: str, tensor: torch.Tensor) -> None:
+            if name not in targets:
+                raise KeyError(f"weight sync sent {name!r}, which the rollout model does not have")
+            targets[name].copy_(tensor)
+            self.received.add(name)
 
-        receiver = BucketedWeightReceiver(zmq_handle=zmq_handle, device=self.device, use_shm=use_shm)
-        await asyncio.to_thread(receiver.receive_weights, copy_bucket)
+        with torch.no_grad():
+            read_bucket(bucket, copy)
+        if not bucket.is_last:
+            return
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        missing = {name for name, _ in self.model.named_parameters()} - received - tied
+        missing = {name for name, _ in self.model.named_parameters()} - self.received - tied
+        self.received.clear()
         if missing:
-            raise RuntimeError(f"weight sync left out {sorted(missing)[:5]} and {max(0, len(missing) - 5)} more")
+            raise RuntimeError(f"weight sync left out {len(missing)} parameters, among them {sorted(missing)[:5]}")
         self.has_weights = True
         self.batcher.resume()
 

@@ -1,0 +1,1 @@
+"""Preparation of data sets into the parquet files that verl reads."""
