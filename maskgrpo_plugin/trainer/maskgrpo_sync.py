@@ -100,11 +100,11 @@ class MaskGRPOTrainer(PPOTrainerSync):
         """Log-probabilities of all levels under the policy that sampled; writes `mask_key` and `old_log_probs`."""
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
-        plan = self.estimation.plan(self.global_steps, stop_token_ids=stop_token_ids(self.tokenizer))
+        plan = self._attach_plan(batch)
         self._write_mask_keys(batch)
         if plan["mode"] == "trajectory":
             self._write_reveal_steps(batch)
-        batch.extra_info.update({"estimation": plan, "calculate_entropy": False, "compute_loss": False})
+        batch.extra_info.update({"calculate_entropy": False, "compute_loss": False})
         self.actor_rollout_wg.compute_log_prob(batch)
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["log_probs", "response_mask"]
@@ -115,6 +115,19 @@ class MaskGRPOTrainer(PPOTrainerSync):
         for level, ratio in enumerate(plan["ratios"]):
             metrics[f"actor/level_{level + 1}/mask_ratio"] = ratio
         return batch
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Log-probabilities of all levels under the reference, at the same masks; writes `ref_log_prob`."""
+        self._attach_plan(batch)
+        return super()._compute_ref_log_prob(batch, metrics)
+
+    def _attach_plan(self, batch: KVBatchMeta) -> dict[str, Any] | None:
+        """Send the step's estimation plan along with `batch`; each write to TransferQueue returns a batch without."""
+        if self.estimation is None:
+            return None
+        plan = self.estimation.plan(self.global_steps, stop_token_ids=stop_token_ids(self.tokenizer))
+        batch.extra_info["estimation"] = plan
+        return plan
 
     def _write_mask_keys(self, batch: KVBatchMeta) -> None:
         rows, sessions = self._row_numbers(batch)
@@ -131,6 +144,7 @@ class MaskGRPOTrainer(PPOTrainerSync):
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._attach_plan(batch)
         batch = super()._update_actor(batch, metrics)
         every = self.estimation.reference_sync_steps if self.estimation else 0
         if every and self.use_reference_policy and self.global_steps % every == 0:

@@ -1,6 +1,6 @@
 """Samplers of masked diffusion models by name."""
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from maskgrpo_plugin.diffusion.samplers.base import Sampler, SamplerOptionError, SamplerOutput
@@ -22,7 +22,7 @@ def build_sampler(name: str, **options: Any) -> Sampler:
         **options: the sampler's options; see its class.
 
     Raises:
-        SamplerOptionError: an unknown name or option, or a value that cannot work.
+        SamplerOptionError: an unknown name or option, one that is missing, or a value that cannot work.
     """
     if name not in SAMPLERS:
         raise SamplerOptionError("name", name, f"allowed: {', '.join(SAMPLERS)}")
@@ -30,6 +30,9 @@ def build_sampler(name: str, **options: Any) -> Sampler:
     for option, value in options.items():
         if option not in known:
             raise SamplerOptionError(option, value, f"{name} has no such option; it has {', '.join(known)}")
+    for field in fields(SAMPLERS[name]):
+        if field.name not in options and field.default is MISSING:
+            raise SamplerOptionError(field.name, None, f"{name} needs a value")
     return SAMPLERS[name](**options)
 
 

@@ -1,7 +1,8 @@
 """What all samplers share: options, output, the canvas, and the guided forward pass."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,20 @@ class Canvas:
 def check_number(option: str, value: Any, low: float, *, whole: bool = False) -> None:
     """Raise SamplerOptionError unless `value` is a (whole) number of at least `low`."""
     kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < math.inf:
         raise SamplerOptionError(option, value, f"allowed: {'whole numbers' if whole else 'numbers'} from {low}")
+
+
+def check_token_ids(option: str, value: Any) -> None:
+    """Raise SamplerOptionError unless `value` is a sequence of token ids, whole numbers from 0."""
+    whole = isinstance(value, Sequence) and all(
+        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value
+    )
+    if not whole:
+        raise SamplerOptionError(option, value, "allowed: a tuple of token ids, whole numbers from 0")
+
+
+OnStep = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -65,20 +78,25 @@ class Sampler(ABC):
         *,
         mask_token_id: int,
         generator: Generators = None,
-        **kwargs: Any,
+        on_step: OnStep | None = None,
     ) -> SamplerOutput:
-        """Sample a batch.
+        """Sample a batch, without gradients.
 
         Args:
             model: called as (input_ids, attention_mask=…), returning `.logits` (B, L, V). Where it has the attribute
                 `supports_logits_positions`, it is also given `logits_positions` (B, L) bool and returns (N, V).
-            input_ids: (B, P) prompts, padded on the left; or a canvas that already holds mask tokens.
+            input_ids: (B, P) prompts, padded on the left; or a canvas (B, L) that already holds mask tokens: what is
+                visible in it stays.
             attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.
             mask_token_id: id of the mask token; never emitted.
             generator: source of the noise: one, or one a row (a row's result then does not depend on its batch).
+            on_step: called after each step with its number and the tokens so far, (B, L) with masks where hidden.
 
         Returns:
             `SamplerOutput`.
+
+        Raises:
+            ValueError: as many generators as rows are needed, and other inputs that do not fit each other.
         """
 
 
@@ -98,17 +116,33 @@ def make_canvas(input_ids: Tensor, attention_mask: Tensor | None, response_lengt
     return Canvas(torch.cat([input_ids, masks], dim=1), attention_mask, input_ids.shape[1])
 
 
-def logits_at(
-    model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, positions: Tensor
-) -> Tensor:
+def logits_at(model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
     """Logits at the true positions of (B, L) `positions`, row by row; (N, V)."""
     if getattr(model, "supports_logits_positions", False):
         return model(tokens, attention_mask=attention_mask, logits_positions=positions).logits
     return model(tokens, attention_mask=attention_mask).logits[positions]
 
 
-def forbid(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """Logits with −∞ at tokens that must not be emitted; (N, V)."""
-    logits = logits.clone()
-    logits[:, list(token_ids)] = float("-inf")
+def forbid(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
+    """Float32 copy of (N, V) logits with −∞ at the tokens that must not be emitted; column 0 is the token `first`.
+
+    Raises:
+        ValueError: nothing is left to emit.
+    """
+    columns = sorted({i - first for i in token_ids if 0 <= i - first < logits.shape[-1]})
+    if len(columns) == logits.shape[-1]:
+        raise ValueError(f"tokens {first} to {first + len(columns) - 1} are all forbidden: nothing is left to emit")
+    logits = logits.float().clone()
+    logits[:, columns] = float("-inf")
     return logits
+
+
+def top_k_per_row(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mark the `counts[b]` highest scores of each row; among equals the leftmost; (B, L) -> (B, L) bool.
+
+    The sort is stable, so that a row's marks depend on that row alone: torch.topk breaks ties by length and k, which
+    come from the batch.
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    ranks = torch.arange(scores.shape[-1], device=scores.device)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, ranks[None, :] < counts[:, None])

@@ -1,5 +1,6 @@
 """Samplers for image tokens: emerge (arXiv 2510.02880, Algorithm 4), and MaskGIT for comparison."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +9,19 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers.base import (
+    OnStep,
     Sampler,
     SamplerOptionError,
     SamplerOutput,
     check_number,
+    check_token_ids,
     forbid,
     logits_at,
     make_canvas,
+    top_k_per_row,
 )
-from maskgrpo_plugin.diffusion.samplers.noise import Generators, gumbel, uniform_rows
-from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import top_k_per_row
-from maskgrpo_plugin.diffusion.schedules import get_schedule
+from maskgrpo_plugin.diffusion.samplers.noise import Generators, check_generators, gumbel, rows_of, uniform_rows
+from maskgrpo_plugin.diffusion.schedules import NoiseSchedule, get_schedule
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,13 @@ class _ScheduledSampler(Sampler):
         steps: T, at least 1.
         response_length: tokens appended to a prompt that holds no mask token.
         schedule: k with k(0) = 1 and k(1) = 0: `cosine` or `linear`.
-        temperature: of the softmax that tokens are drawn from; 0 takes the most probable.
+        temperature: 0 takes the most probable token; above, see the sampler.
         cfg_scale: w in (1 + w)·cond − w·uncond.
         vocab_slice: (start, stop) of the ids that may be emitted, or None for all.
         forbidden_token_ids: never emitted, like the mask token.
+
+    Raises:
+        SamplerOptionError: a value that cannot work.
     """
 
     steps: int
@@ -48,13 +54,17 @@ class _ScheduledSampler(Sampler):
         check_number("response_length", self.response_length, 1, whole=True)
         check_number("temperature", self.temperature, 0)
         check_number("cfg_scale", self.cfg_scale, 0)
+        check_token_ids("forbidden_token_ids", self.forbidden_token_ids)
         try:
             get_schedule(self.schedule)
         except ValueError as error:
             raise SamplerOptionError("schedule", self.schedule, str(error)) from None
-        if self.vocab_slice is not None and not 0 <= self.vocab_slice[0] < self.vocab_slice[1]:
-            raise SamplerOptionError("vocab_slice", self.vocab_slice, "allowed: (start, stop) with 0 ≤ start < stop")
+        if self.vocab_slice is not None:
+            check_token_ids("vocab_slice", self.vocab_slice)
+            if len(self.vocab_slice) != 2 or self.vocab_slice[0] >= self.vocab_slice[1]:
+                raise SamplerOptionError("vocab_slice", self.vocab_slice, "allowed: (start, stop) with start < stop")
 
+    @torch.no_grad()
     def generate(
         self,
         model: Callable[..., Any],
@@ -63,116 +73,173 @@ class _ScheduledSampler(Sampler):
         *,
         mask_token_id: int,
         generator: Generators = None,
+        on_step: OnStep | None = None,
         uncond_input_ids: Tensor | None = None,
         uncond_attention_mask: Tensor | None = None,
-        **kwargs: Any,
     ) -> SamplerOutput:
         """Sample a batch; see `Sampler.generate`.
 
         Args:
-            uncond_input_ids: (B, P) prompts without their text; needed with `cfg_scale` above 0.
-            uncond_attention_mask: (B, P) their padding; None where nothing is padded.
+            uncond_input_ids: (B, P) prompts without their text, as long as the prompts; needed with `cfg_scale` above
+                0. With a canvas: (B, P) for the columns before its first mask, or all of (B, L).
+            uncond_attention_mask: shaped like `uncond_input_ids`; None: the same padding as `attention_mask`.
 
         Raises:
-            ValueError: guidance without `uncond_input_ids`.
+            ValueError: guidance without `uncond_input_ids`, or ones of another length; not one generator a row.
         """
-        if self.cfg_scale > 0 and uncond_input_ids is None:
-            raise ValueError("cfg_scale above 0 needs uncond_input_ids")
+        check_generators(generator, input_ids.shape[0])
         canvas = make_canvas(input_ids, attention_mask, self.response_length, mask_token_id)
         tokens, mask = canvas.tokens, canvas.attention_mask
-        if self.cfg_scale > 0 and (mask is not None or uncond_attention_mask is not None):
-            mask = torch.cat([_full(mask, tokens), _full(uncond_attention_mask, tokens)])
+        uncond = None
+        if self.cfg_scale > 0:
+            uncond = _uncond_prompt(uncond_input_ids, input_ids, canvas.start)
+            mask = _both_masks(mask, uncond_attention_mask, tokens)
         total = (tokens == mask_token_id).sum(-1)
-        reveal_step = torch.full_like(tokens, -1, dtype=torch.int64)
+        reveal_step = torch.full_like(tokens, -1)
+        row_calls = torch.zeros_like(total)
         schedule = get_schedule(self.schedule)
         calls = 0
         for step in range(self.steps):
-            positions = tokens == mask_token_id
-            counts = positions.sum(-1)
-            if not bool(counts.any()):
+            rows = (tokens == mask_token_id).any(-1).nonzero().squeeze(-1)
+            if rows.numel() == 0:
                 break
-            logits = self._guided(model, tokens, mask, positions, uncond_input_ids)
+            current, own = tokens[rows], rows_of(generator, rows)
+            positions = current == mask_token_id
+            counts = positions.sum(-1)
+            logits = self._guided(model, current, mask, positions, uncond, rows)
             calls += 1
-            logits = self._allowed(logits, mask_token_id)
-            chosen = self._draw(logits, counts, generator)
-            now, then = (float(schedule.mask_ratio((step + i) / self.steps)) for i in (0, 1))
-            if step == self.steps - 1:
-                revealed = positions
-            else:
-                revealed = self._reveal(logits, chosen, positions, counts, total, now, then, step, generator)
-            tokens[revealed] = chosen[revealed[positions]]
-            reveal_step[revealed] = step
-        return SamplerOutput(tokens, reveal_step, calls, torch.full_like(total, calls))
+            row_calls[rows] += 1
+            first = 0 if self.vocab_slice is None else self.vocab_slice[0]
+            logits = forbid(logits, (mask_token_id, *self.forbidden_token_ids), first)
+            chosen = self._draw(logits, counts, own)
+            revealed = positions
+            if step < self.steps - 1:
+                revealed = self._reveal(logits, chosen, positions, total[rows], schedule, step, own)
+            current[revealed] = chosen[revealed[positions]] + first
+            tokens[rows] = current
+            reveal_step[rows] = reveal_step[rows].masked_fill(revealed, step)
+            if on_step is not None:
+                on_step(step, tokens.clone())
+        return SamplerOutput(tokens, reveal_step, calls, row_calls)
 
     def _guided(
-        self, model: Callable[..., Any], tokens: Tensor, mask: Tensor | None, positions: Tensor, uncond: Tensor | None
+        self,
+        model: Callable[..., Any],
+        tokens: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        uncond: Tensor | None,
+        rows: Tensor,
     ) -> Tensor:
-        if self.cfg_scale == 0:
-            return logits_at(model, tokens, mask, positions)
-        assert uncond is not None
+        """Logits of the allowed slice at `positions` (N, V'); with guidance, both passes in one batch.
+
+        `mask` and `uncond` are those of all rows (with guidance, `mask` of both passes); `tokens` those of `rows`.
+        """
+        if uncond is None:
+            return self._sliced(logits_at(model, tokens, None if mask is None else mask[rows], positions))
         blind = tokens.clone()
-        blind[:, : uncond.shape[1]] = uncond
+        blind[:, : uncond.shape[1]] = uncond[rows]
+        if mask is not None:
+            mask = mask[torch.cat([rows, rows + mask.shape[0] // 2])]
         both = logits_at(model, torch.cat([tokens, blind]), mask, torch.cat([positions, positions]))
-        cond, without = both.chunk(2)
+        cond, without = self._sliced(both).chunk(2)
         return (1 + self.cfg_scale) * cond - self.cfg_scale * without
 
-    def _allowed(self, logits: Tensor, mask_token_id: int) -> Tensor:
-        logits = forbid(logits, (mask_token_id, *self.forbidden_token_ids)).float()
-        if self.vocab_slice is not None:
-            logits[:, : self.vocab_slice[0]] = float("-inf")
-            logits[:, self.vocab_slice[1] :] = float("-inf")
-        return logits
+    def _sliced(self, logits: Tensor) -> Tensor:
+        if self.vocab_slice is None:
+            return logits
+        if self.vocab_slice[1] > logits.shape[-1]:
+            raise SamplerOptionError("vocab_slice", self.vocab_slice, f"the model has {logits.shape[-1]} tokens")
+        return logits[:, self.vocab_slice[0] : self.vocab_slice[1]]
 
     def _draw(self, logits: Tensor, counts: Tensor, generator: Generators) -> Tensor:
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        noise = gumbel(uniform_rows(counts, logits.shape[-1], generator, logits.device))
-        return (logits.double() / self.temperature + noise).argmax(-1)
+        """A token for each masked position from softmax(logits / temperature); (N, V') -> (N,)."""
+        return draw_tokens(logits, self.temperature, counts, generator)
 
+    @abstractmethod
     def _reveal(
         self,
         logits: Tensor,
         chosen: Tensor,
         positions: Tensor,
-        counts: Tensor,
         total: Tensor,
-        now: float,
-        then: float,
+        schedule: NoiseSchedule,
         step: int,
         generator: Generators,
     ) -> Tensor:
-        raise NotImplementedError
+        """Which of the masked `positions` (B, L) this step reveals; `total` (B,) were masked at the start."""
 
 
-def _full(mask: Tensor | None, tokens: Tensor) -> Tensor:
+def draw_tokens(logits: Tensor, temperature: float, counts: Tensor, generator: Generators) -> Tensor:
+    """Draw from softmax(logits / temperature) by the Gumbel trick, or take the best at temperature 0; (N, V) -> (N,).
+
+    Args:
+        logits: (N, V), the positions of a row after those of the row before.
+        temperature: 0 or more.
+        counts: (B,) how many of the N positions each row has.
+        generator: see `uniform_rows`.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    noise = gumbel(uniform_rows(counts, logits.shape[-1], generator, logits.device))
+    return (logits.double() / temperature + noise).argmax(-1)
+
+
+def _uncond_prompt(uncond: Tensor | None, input_ids: Tensor, start: int) -> Tensor:
+    """The columns of the unconditional prompts, (B, at most `start`); checks that they fit `input_ids`."""
+    if uncond is None:
+        raise ValueError("cfg_scale above 0 needs uncond_input_ids")
+    batch, width = input_ids.shape
+    fits = uncond.shape[1] == width if start == width else uncond.shape[1] <= start or uncond.shape[1] == width
+    if uncond.shape[0] != batch or not fits:
+        raise ValueError(f"uncond_input_ids has shape {tuple(uncond.shape)}, the prompts {(batch, min(start, width))}")
+    return uncond[:, :start]
+
+
+def _both_masks(mask: Tensor | None, uncond: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """Attention masks of the two passes, (2B, L); None where neither is padded."""
+    if mask is None and uncond is None:
+        return None
+    if uncond is None:
+        uncond = mask
     if mask is None:
-        return torch.ones_like(tokens)
-    missing = tokens.shape[1] - mask.shape[1]
-    return torch.nn.functional.pad(mask, (0, missing), value=1)
+        mask = torch.ones_like(tokens, dtype=uncond.dtype)  # type: ignore[union-attr]
+    # columns after the unconditional prompt are those of the canvas
+    return torch.cat([mask, torch.cat([uncond.to(mask.dtype), mask[:, uncond.shape[1] :]], dim=1)])  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
 class EmergeSampler(_ScheduledSampler):
     """Each masked position stays masked with probability k_s/k_t, else takes a token drawn from the model
-    (arXiv 2510.02880, Algorithm 4); the last step reveals what is left."""
+    (arXiv 2510.02880, Algorithm 4); the last step reveals what is left. Options and errors: `_ScheduledSampler`'s,
+    `temperature` being that of the softmax."""
 
-    def _reveal(self, logits, chosen, positions, counts, total, now, then, step, generator):
-        draws = uniform_rows(counts, None, generator, logits.device)
+    def _reveal(self, logits, chosen, positions, total, schedule, step, generator):
+        stay = schedule.mask_ratio((step + 1) / self.steps) / schedule.mask_ratio(step / self.steps)
         revealed = torch.zeros_like(positions)
-        revealed[positions] = draws >= then / now
+        revealed[positions] = uniform_rows(positions.sum(-1), None, generator, logits.device) >= stay
         return revealed
 
 
 @dataclass(frozen=True)
 class MaskGITSampler(_ScheduledSampler):
-    """Reveal by confidence so that ⌊N·k((s+1)/T)⌋ positions stay masked (arXiv 2202.04200), the confidence disturbed
-    by Gumbel noise whose scale falls linearly to 0."""
+    """Reveal by confidence so that ⌊N·k((s+1)/T)⌋ positions stay masked (arXiv 2202.04200).
 
-    def _reveal(self, logits, chosen, positions, counts, total, now, then, step, generator):
+    Tokens are drawn from the softmax as it is; their log-probability plus Gumbel noise of scale
+    temperature·(1 − (s+1)/T) ranks them. Temperature 0: the most probable tokens and no noise. Options and errors:
+    `_ScheduledSampler`'s."""
+
+    def _draw(self, logits, counts, generator):
+        return draw_tokens(logits, 1.0 if self.temperature > 0 else 0.0, counts, generator)
+
+    def _reveal(self, logits, chosen, positions, total, schedule, step, generator):
+        counts = positions.sum(-1)
         confidence = logits.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).double()
         scale = self.temperature * (1 - (step + 1) / self.steps)
-        confidence = confidence + scale * gumbel(uniform_rows(counts, None, generator, logits.device))
-        ranked = torch.full(positions.shape, float("-inf"), dtype=torch.float64, device=positions.device)
-        ranked[positions] = confidence
-        keep = torch.minimum((total * then).floor().long(), counts)
-        return top_k_per_row(ranked, counts - keep) & positions
+        if scale > 0:
+            confidence = confidence + scale * gumbel(uniform_rows(counts, None, generator, logits.device))
+        scores = torch.full(positions.shape, float("-inf"), dtype=torch.float64, device=positions.device)
+        scores[positions] = confidence
+        # 1e-9: a product such as 10 · (1 − 0.9) is a whole number but for rounding
+        keep = (total.double() * schedule.mask_ratio((step + 1) / self.steps) + 1e-9).floor().long()
+        return top_k_per_row(scores, (counts - keep).clamp(min=0)) & positions

@@ -16,19 +16,38 @@ def uniform_rows(counts: Tensor, width: int | None, generator: Generators, devic
         width: draws a position (the vocabulary), or None for one.
         generator: one a row (the draws of a row then depend on its own generator and count alone), one for all, or
             None for torch's global one.
-        device: where to draw; a generator's device must be the same.
+        device: where the draws are wanted; a generator on another device draws there, and the result is moved.
 
     Returns:
         (Σ counts, width) or (Σ counts,), float64.
+
+    Raises:
+        ValueError: the number of generators is not that of the rows.
     """
     tail = () if width is None else (width,)
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand((int(counts.sum()), *tail), generator=generator, dtype=torch.float64, device=device)
-    draws = [
-        torch.rand((count, *tail), generator=own, dtype=torch.float64, device=device)
-        for count, own in zip(counts.tolist(), generator, strict=True)
-    ]
-    return torch.cat(draws)
+        return _uniform((int(counts.sum()), *tail), generator, device)
+    return torch.cat(
+        [_uniform((count, *tail), own, device) for count, own in zip(counts.tolist(), generator, strict=True)]
+    )
+
+
+def check_generators(generator: Generators, rows: int) -> None:
+    """Raise ValueError where a list of generators does not hold one for each of `rows` rows."""
+    if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != rows:
+        raise ValueError(f"generator holds {len(generator)} generators for a batch of {rows} rows: give one a row")
+
+
+def rows_of(generator: Generators, rows: Tensor) -> Generators:
+    """The generators of the rows with indices `rows` (N,); one generator for all stays as it is."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    return [generator[row] for row in rows.tolist()]
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=source).to(device)
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers.base import (
     Canvas,
+    OnStep,
     Sampler,
     SamplerOptionError,
     SamplerOutput,
     check_number,
+    check_token_ids,
     forbid,
     logits_at,
     make_canvas,
+    top_k_per_row,
 )
-from maskgrpo_plugin.diffusion.samplers.noise import Generators, gumbel, uniform_rows
+from maskgrpo_plugin.diffusion.samplers.noise import Generators, check_generators, gumbel, rows_of, uniform_rows
 
 ORDERINGS = ("low_confidence", "random", "entropy", "margin")
 
@@ -61,11 +64,15 @@ class SemiAutoregressiveSampler(Sampler):
         check_number("cfg_scale", self.cfg_scale, 0)
         if self.ordering not in ORDERINGS:
             raise SamplerOptionError("ordering", self.ordering, f"allowed: {', '.join(ORDERINGS)}")
+        for option in ("stop_token_ids", "forbidden_token_ids"):
+            check_token_ids(option, getattr(self, option))
+        if self.fill_token_id is not None:
+            check_number("fill_token_id", self.fill_token_id, 0, whole=True)
+        if self.fill_token is not None and self.fill_token in self.forbidden_token_ids:
+            raise SamplerOptionError("fill_token_id", self.fill_token, "is one of forbidden_token_ids")
         block = self.block_length or self.response_length
         if self.response_length % block:
-            raise SamplerOptionError(
-                "block_length", block, f"must divide the response length {self.response_length}"
-            )
+            raise SamplerOptionError("block_length", block, f"must divide the response length {self.response_length}")
         blocks = self.response_length // block
         if self.steps < blocks:
             raise SamplerOptionError("steps", self.steps, f"there are {blocks} blocks; each needs a step or more")
@@ -74,11 +81,7 @@ class SemiAutoregressiveSampler(Sampler):
         if self.steps // blocks > block:
             raise SamplerOptionError("steps", self.steps, f"a block of {block} tokens has at most {block} steps")
 
-    @property
-    def steps_per_block(self) -> int:
-        """Steps of one block."""
-        return self.steps // (self.response_length // (self.block_length or self.response_length))
-
+    @torch.no_grad()
     def generate(
         self,
         model: Callable[..., Any],
@@ -87,63 +90,80 @@ class SemiAutoregressiveSampler(Sampler):
         *,
         mask_token_id: int,
         generator: Generators = None,
-        **kwargs: Any,
+        on_step: OnStep | None = None,
     ) -> SamplerOutput:
-        """Sample a batch; see `Sampler.generate`. At temperature 0 it equals the published sampler token for token."""
+        """Sample a batch; see `Sampler.generate`. At temperature 0 it equals the published sampler token for token.
+
+        On a canvas, blocks run from the first mask of any row to the end, and share `steps` as evenly as can be.
+
+        Raises:
+            SamplerOptionError: `fill_token_id` is the mask token, or a canvas has more blocks than there are steps.
+            ValueError: not one generator a row.
+        """
+        if mask_token_id == self.fill_token:
+            raise SamplerOptionError("fill_token_id", mask_token_id, "the mask token is never emitted")
+        check_generators(generator, input_ids.shape[0])
         canvas = make_canvas(input_ids, attention_mask, self.response_length, mask_token_id)
-        span = canvas.tokens.shape[1] - canvas.start
-        block = self.block_length or span
-        reveal_step = torch.full_like(canvas.tokens, -1, dtype=torch.int64)
+        length = canvas.tokens.shape[1]
+        block = self.block_length or length - canvas.start
+        lows = range(canvas.start, length, block)
+        if self.steps < len(lows):
+            raise SamplerOptionError(
+                "steps", self.steps, f"the canvas has {len(lows)} blocks; each needs a step or more"
+            )
         rows = torch.arange(canvas.tokens.shape[0], device=canvas.tokens.device)
-        row_calls = torch.zeros_like(rows)
-        state = _State(canvas, reveal_step, row_calls, mask_token_id)
-        for number, first in enumerate(range(0, span, block)):
-            low, high = canvas.start + first, min(canvas.start + first + block, canvas.tokens.shape[1])
-            self._decode_block(model, state, rows, low, high, number * self.steps_per_block, generator)
-            rows = self._unfinished(canvas, rows, high)
+        state = _State(
+            canvas, torch.full_like(canvas.tokens, -1), torch.zeros_like(rows), mask_token_id, generator, on_step
+        )
+        first_step = 0
+        for number, low in enumerate(lows):
+            steps = self.steps // len(lows) + (number < self.steps % len(lows))
+            high = min(low + block, length)
+            self._decode_block(model, state, rows, low, high, first_step, steps)
+            first_step += steps
+            rows = self._unfinished(state, rows)
             if rows.numel() == 0:
                 break
-        if self.stop_token_ids:
-            fill = self.stop_token_ids[0] if self.fill_token_id is None else self.fill_token_id
-            canvas.tokens[canvas.tokens == mask_token_id] = fill
-        return SamplerOutput(canvas.tokens, reveal_step, state.model_calls, row_calls)
+        if self.fill_token is not None:
+            canvas.tokens[canvas.tokens == mask_token_id] = self.fill_token
+        return SamplerOutput(canvas.tokens, state.reveal_step, state.model_calls, state.row_calls)
+
+    @property
+    def fill_token(self) -> int | None:
+        """The token that fills blocks after a stop token; None where nothing stops early."""
+        if not self.stop_token_ids:
+            return None
+        return self.stop_token_ids[0] if self.fill_token_id is None else self.fill_token_id
 
     def _decode_block(
-        self,
-        model: Callable[..., Any],
-        state: "_State",
-        rows: Tensor,
-        low: int,
-        high: int,
-        first_step: int,
-        generator: Generators,
+        self, model: Callable[..., Any], state: "_State", rows: Tensor, low: int, high: int, first_step: int, steps: int
     ) -> None:
-        """Reveal columns [low, high) of `rows` in place."""
-        tokens = state.canvas.tokens[rows]
-        mask = None if state.canvas.attention_mask is None else state.canvas.attention_mask[rows]
-        own = [generator[i] for i in rows.tolist()] if isinstance(generator, list | tuple) else generator
-        in_block = torch.zeros_like(tokens, dtype=torch.bool)
-        in_block[:, low:high] = True
-        quota = reveal_quota((tokens == state.mask_token_id).logical_and(in_block).sum(-1), self.steps_per_block)
-        for step in range(self.steps_per_block):
+        """Reveal columns [low, high) of `rows` (N,) in place; a row with no mask left in them sits the step out."""
+        canvas = state.canvas
+        in_block = torch.zeros(canvas.tokens.shape[1], dtype=torch.bool, device=canvas.tokens.device)
+        in_block[low:high] = True
+        quota = reveal_quota((canvas.tokens[rows, low:high] == state.mask_token_id).sum(-1), steps)
+        for step in range(steps):
+            busy = quota[:, step] > 0
+            rows, quota = rows[busy], quota[busy]
+            if rows.numel() == 0:
+                return
+            tokens = canvas.tokens[rows]
+            mask = None if canvas.attention_mask is None else canvas.attention_mask[rows]
             positions = (tokens == state.mask_token_id) & in_block
-            counts = positions.sum(-1)
-            if not bool(counts.any()):
-                break
             logits = self._guided_logits(model, tokens, mask, positions, state)
             state.model_calls += 1
             state.row_calls[rows] += 1
-            chosen, confidence = self._choose(logits, counts, own, state.mask_token_id)
-            ranked = torch.full(tokens.shape, float("-inf"), dtype=confidence.dtype, device=tokens.device)
-            ranked[positions] = confidence
-            proposal = tokens.clone()
-            proposal[positions] = chosen
-            revealed = top_k_per_row(ranked, torch.minimum(quota[:, step], counts)) & positions
-            tokens = torch.where(revealed, proposal, tokens)
-            steps = state.reveal_step[rows]
-            steps[revealed] = first_step + step
-            state.reveal_step[rows] = steps
-        state.canvas.tokens[rows] = tokens
+            own = rows_of(state.generator, rows)
+            chosen, confidence = self._choose(logits, positions.sum(-1), own, state.mask_token_id)
+            scores = torch.full(tokens.shape, float("-inf"), dtype=confidence.dtype, device=tokens.device)
+            scores[positions] = confidence
+            revealed = top_k_per_row(scores, quota[:, step])
+            tokens[revealed] = chosen[revealed[positions]]
+            canvas.tokens[rows] = tokens
+            state.reveal_step[rows] = state.reveal_step[rows].masked_fill(revealed, first_step + step)
+            if state.on_step is not None:
+                state.on_step(first_step + step, canvas.tokens.clone())
 
     def _guided_logits(
         self, model: Callable[..., Any], tokens: Tensor, mask: Tensor | None, positions: Tensor, state: "_State"
@@ -162,7 +182,7 @@ class SemiAutoregressiveSampler(Sampler):
         self, logits: Tensor, counts: Tensor, generator: Generators, mask_token_id: int
     ) -> tuple[Tensor, Tensor]:
         """Draw a token for each masked position, and say how certain it is; (N, V) -> two of (N,)."""
-        logits = forbid(logits, (mask_token_id, *self.forbidden_token_ids)).float()
+        logits = forbid(logits, (mask_token_id, *self.forbidden_token_ids))
         if self.temperature == 0:
             chosen = logits.argmax(-1)
         else:
@@ -178,12 +198,13 @@ class SemiAutoregressiveSampler(Sampler):
             return chosen, best[:, 0] - best[:, 1]
         return chosen, torch.xlogy(probabilities, probabilities).sum(-1)
 
-    def _unfinished(self, canvas: Canvas, rows: Tensor, high: int) -> Tensor:
-        """Rows without a stop token before column `high`."""
+    def _unfinished(self, state: "_State", rows: Tensor) -> Tensor:
+        """Rows that revealed no stop token; visible tokens of a canvas do not count."""
         if not self.stop_token_ids:
             return rows
-        stops = torch.tensor(self.stop_token_ids, device=canvas.tokens.device)
-        return rows[~torch.isin(canvas.tokens[rows, canvas.start : high], stops).any(-1)]
+        stops = torch.tensor(list(self.stop_token_ids), device=rows.device)
+        stopped = torch.isin(state.canvas.tokens[rows], stops) & (state.reveal_step[rows] >= 0)
+        return rows[~stopped.any(-1)]
 
 
 @dataclass
@@ -192,6 +213,8 @@ class _State:
     reveal_step: Tensor
     row_calls: Tensor
     mask_token_id: int
+    generator: Generators
+    on_step: OnStep | None
     model_calls: int = 0
 
 
@@ -199,13 +222,3 @@ def reveal_quota(masked: Tensor, steps: int) -> Tensor:
     """Share `masked` (B,) positions over `steps` evenly, the first steps taking the remainder; (B, steps)."""
     base, extra = masked // steps, masked % steps
     return base[:, None] + (torch.arange(steps, device=masked.device)[None, :] < extra[:, None])
-
-
-def top_k_per_row(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mark the `counts[b]` highest scores of each row; (B, L) -> (B, L) bool."""
-    largest = int(counts.max())
-    marked = torch.zeros_like(scores, dtype=torch.bool)
-    if largest == 0:
-        return marked
-    order = scores.topk(largest, dim=-1).indices
-    return marked.scatter(-1, order, torch.arange(largest, device=scores.device)[None, :] < counts[:, None])
