@@ -180,15 +180,18 @@ class DiffusionRolloutConfig(RolloutConfig):
         sampler: see `SamplerSettings`.
         max_wait_ms: how long a server waits for more requests before it runs a batch that is not full, in ms; the
             largest batch is verl's `max_num_seqs`.
+        quiet_ms: such a batch also runs once no request has come for so long, in ms.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    max_wait_ms: float = 20.0
+    max_wait_ms: float = 1000.0
+    quiet_ms: float = 20.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.max_wait_ms < 0:
-            raise ConfigError("actor_rollout_ref.rollout.max_wait_ms", self.max_wait_ms, "allowed: 0 or more")
+        for key in ("max_wait_ms", "quiet_ms"):
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
 
 
 @dataclass

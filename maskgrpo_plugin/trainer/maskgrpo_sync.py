@@ -22,6 +22,8 @@ from maskgrpo_plugin.models.special_tokens import stop_token_ids
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_POLL_INTERVAL_S = 0.1
+ESTIMATION_FIELDS = ("input_ids", "prompts", "responses", "response_mask", "mask_key")
 WORKER_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
 
 
@@ -62,7 +64,10 @@ class MaskGRPOTrainer(PPOTrainerSync):
 
     def _build_replay_buffer(self) -> Any:
         self.trainer_mode = "sync"
-        return super()._build_replay_buffer()
+        buffer = super()._build_replay_buffer()
+        settings = self.config.trainer.v1.get("maskgrpo_sync") or {}
+        buffer.poll_interval = settings.get("poll_interval_s", DEFAULT_POLL_INTERVAL_S)
+        return buffer
 
     def _init_resource_pool_mgr(self) -> None:
         from maskgrpo_plugin.workers.actor import MaskGRPOWorker
@@ -100,10 +105,10 @@ class MaskGRPOTrainer(PPOTrainerSync):
         """Log-probabilities of all levels under the policy that sampled; writes `mask_key` and `old_log_probs`."""
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
-        plan = self._attach_plan(batch)
         self._write_mask_keys(batch)
-        if plan["mode"] == "trajectory":
+        if self.estimation.estimator == "tracerl":
             self._write_reveal_steps(batch)
+        plan = self._attach_plan(batch)
         batch.extra_info.update({"calculate_entropy": False, "compute_loss": False})
         self.actor_rollout_wg.compute_log_prob(batch)
         data = tq.kv_batch_get(
@@ -118,15 +123,19 @@ class MaskGRPOTrainer(PPOTrainerSync):
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Log-probabilities of all levels under the reference, at the same masks; writes `ref_log_prob`."""
-        self._attach_plan(batch)
+        if self.estimation is not None:
+            self._attach_plan(batch)
         return super()._compute_ref_log_prob(batch, metrics)
 
-    def _attach_plan(self, batch: KVBatchMeta) -> dict[str, Any] | None:
-        """Send the step's estimation plan along with `batch`; each write to TransferQueue returns a batch without."""
-        if self.estimation is None:
-            return None
+    def _attach_plan(self, batch: KVBatchMeta, *more_fields: str) -> dict[str, Any]:
+        """Send the step's estimation plan along with `batch`, and fetch no more fields than the engine reads.
+
+        Each write to TransferQueue returns a batch without either, so every stage attaches them.
+        """
         plan = self.estimation.plan(self.global_steps, stop_token_ids=stop_token_ids(self.tokenizer))
+        reveal = ["reveal_step"] if self.estimation.estimator == "tracerl" else []
         batch.extra_info["estimation"] = plan
+        batch.fields = [*ESTIMATION_FIELDS, *reveal, *more_fields]
         return plan
 
     def _write_mask_keys(self, batch: KVBatchMeta) -> None:
@@ -144,8 +153,11 @@ class MaskGRPOTrainer(PPOTrainerSync):
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        self._attach_plan(batch)
+        if self.estimation is not None:
+            reference = ["ref_log_prob"] if self.use_reference_policy else []
+            self._attach_plan(batch, "old_log_probs", "advantages", *reference)
         batch = super()._update_actor(batch, metrics)
+        batch.fields = None
         every = self.estimation.reference_sync_steps if self.estimation else 0
         if every and self.use_reference_policy and self.global_steps % every == 0:
             self.actor_rollout_wg.sync_reference()

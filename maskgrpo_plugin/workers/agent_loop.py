@@ -22,7 +22,18 @@ def request_seed(run_seed: int, step: int, row: int, session: int, prompt_ids: l
 
 @register("maskgrpo_single_turn")
 class SeededSingleTurn(AgentLoopBase):
-    """One prompt, one completion, with the noise seeded by place in the run rather than by arrival."""
+    """One prompt, one completion, with the noise seeded by place in the run rather than by arrival.
+
+    verl makes an agent loop a completion and each builds a tokenisation helper that a single turn does not need, so
+    the construction is kept to the attributes that are read here.
+    """
+
+    def __init__(self, trainer_config: Any, server_manager: Any, tokenizer: Any, data_config: Any, **_: Any):
+        self.config = trainer_config.config
+        self.rollout_config = self.config.actor_rollout_ref.rollout
+        self.server_manager = server_manager
+        self.tokenizer = tokenizer
+        self.apply_chat_template_kwargs = data_config.config.get("apply_chat_template_kwargs", {})
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """Render the chat, generate, and mark every generated token as response.
@@ -32,7 +43,9 @@ class SeededSingleTurn(AgentLoopBase):
             **kwargs: the data row, with `raw_prompt`, `index`, `session_id` and `global_steps`.
         """
         messages = list(kwargs["raw_prompt"])
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.apply_chat_template_kwargs
+        )
         prompt_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         prompt_ids = self._cap_text_prompt_length(prompt_ids)
         seed = request_seed(

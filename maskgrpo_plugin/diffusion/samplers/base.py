@@ -106,6 +106,7 @@ def make_canvas(input_ids: Tensor, attention_mask: Tensor | None, response_lengt
     Returns:
         The canvas; its response starts after the prompt, or at the first mask of any row.
     """
+    input_ids = input_ids.long()
     masked = input_ids == mask_token_id
     if bool(masked.any()):
         start = int(masked.any(0).nonzero()[0])

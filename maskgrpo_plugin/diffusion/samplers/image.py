@@ -95,7 +95,7 @@ class _ScheduledSampler(Sampler):
             uncond = _uncond_prompt(uncond_input_ids, input_ids, canvas.start)
             mask = _both_masks(mask, uncond_attention_mask, tokens)
         total = (tokens == mask_token_id).sum(-1)
-        reveal_step = torch.full_like(tokens, -1)
+        reveal_step = torch.full_like(tokens, -1, dtype=torch.int64)
         row_calls = torch.zeros_like(total)
         schedule = get_schedule(self.schedule)
         calls = 0

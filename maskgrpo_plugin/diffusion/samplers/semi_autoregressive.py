@@ -113,7 +113,12 @@ class SemiAutoregressiveSampler(Sampler):
             )
         rows = torch.arange(canvas.tokens.shape[0], device=canvas.tokens.device)
         state = _State(
-            canvas, torch.full_like(canvas.tokens, -1), torch.zeros_like(rows), mask_token_id, generator, on_step
+            canvas,
+            torch.full_like(canvas.tokens, -1, dtype=torch.int64),
+            torch.zeros_like(rows),
+            mask_token_id,
+            generator,
+            on_step,
         )
         first_step = 0
         for number, low in enumerate(lows):

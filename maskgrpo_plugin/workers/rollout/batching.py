@@ -58,12 +58,21 @@ class DynamicBatcher:
         run: called in a thread with a list of requests; returns one result each, in order.
         max_batch: most requests a batch, at least 1.
         max_wait_s: longest that the oldest request waits for company, in seconds.
+        quiet_s: a batch also runs once no request has come for so long, in seconds.
     """
 
-    def __init__(self, run: Callable[[Sequence[Request]], Sequence[Any]], *, max_batch: int, max_wait_s: float):
+    def __init__(
+        self,
+        run: Callable[[Sequence[Request]], Sequence[Any]],
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        quiet_s: float | None = None,
+    ):
         self._run = run
         self.max_batch = max_batch
         self._max_wait_s = max_wait_s
+        self._quiet_s = max_wait_s if quiet_s is None else quiet_s
         self._waiting: dict[Hashable, deque[Request]] = {}
         self._changed = asyncio.Event()
         self._open = asyncio.Event()
@@ -111,7 +120,8 @@ class DynamicBatcher:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            missing = queue[0].arrived + self._max_wait_s - time.monotonic()
+            deadline = min(queue[0].arrived + self._max_wait_s, queue[-1].arrived + self._quiet_s)
+            missing = deadline - time.monotonic()
             if len(queue) < self.max_batch and missing > 0:
                 self._changed.clear()
                 try:

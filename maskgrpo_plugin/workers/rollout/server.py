@@ -42,7 +42,10 @@ class RolloutServer:
         self.model = self._load_model()
         self.has_weights = self.config.load_format != "dummy"
         self.batcher = DynamicBatcher(
-            self._run, max_batch=self.config.max_num_seqs, max_wait_s=getattr(self.config, "max_wait_ms", 20.0) / 1000
+            self._run,
+            max_batch=self.config.max_num_seqs,
+            max_wait_s=self.config.max_wait_ms / 1000,
+            quiet_s=self.config.quiet_ms / 1000,
         )
 
     def _load_model(self) -> torch.nn.Module:
