@@ -1,0 +1,146 @@
+"""LLaDA: golden logits, padding, published layout, and the masked-positions path."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import maskgrpo_plugin  # noqa: F401
+from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "llada_tiny"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(GOLDEN).eval()
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+def small(**changes):
+    settings = {"d_model": 32, "n_heads": 4, "n_layers": 2, "mlp_hidden_size": 48, "vocab_size": 40}
+    torch.manual_seed(0)
+    return LLaDAModelLM(LLaDAConfig(**(settings | {"embedding_size": 40, "mask_token_id": 39} | changes))).eval()
+
+
+def test_logits_equal_the_published_forward(model, golden):
+    with torch.no_grad():
+        logits = model(golden["input_ids"]).logits
+    torch.testing.assert_close(logits, golden["logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_padded_row_equals_the_row_alone(golden, side, attention):
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN, attn_implementation=attention).eval()
+    row = golden["input_ids"][0, :25]
+    padding = torch.full((15,), 7)
+    padded = torch.cat([padding, row] if side == "left" else [row, padding])
+    mask = torch.cat([torch.zeros(15), torch.ones(25)] if side == "left" else [torch.ones(25), torch.zeros(15)]).long()
+    batch = torch.stack([padded, golden["input_ids"][1]])
+    masks = torch.stack([mask, torch.ones(40).long()])
+    with torch.no_grad():
+        out = model(batch, attention_mask=masks).logits
+        alone = model(row[None]).logits[0]
+        other = model(golden["input_ids"][1:2]).logits[0]
+    torch.testing.assert_close(out[0][mask.bool()], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[1], other, atol=1e-5, rtol=0)
+    assert torch.isfinite(out).all()
+
+
+def test_saving_writes_the_published_layout(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    saved, published = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / "model.safetensors")
+    assert sorted(saved) == sorted(published)
+    assert all(torch.equal(saved[name], published[name]) for name in published)
+    config, original = json.loads((tmp_path / "config.json").read_text()), json.loads((GOLDEN / "config.json").read_text())
+    for key in ("d_model", "n_heads", "n_kv_heads", "mlp_hidden_size", "rope_theta", "weight_tying", "mask_token_id"):
+        assert config[key] == original[key], key
+    assert config["model_type"] == "llada"
+    assert config["architectures"] == ["LLaDAModelLM"]
+    assert config["auto_map"] == original["auto_map"]
+
+
+def test_weight_tying_decides_and_not_the_published_tie_word_embeddings(model):
+    assert json.loads((GOLDEN / "config.json").read_text())["tie_word_embeddings"] is True
+    assert model.config.tie_word_embeddings is False
+    tied = small(weight_tying=True)
+    assert "ff_out" not in tied.model.transformer
+    ids = torch.arange(6)[None]
+    hidden = tied(ids).hidden_states
+    torch.testing.assert_close(tied(ids).logits, hidden @ tied.get_input_embeddings().weight.T)
+
+
+def test_grouped_queries_equal_repeated_heads():
+    grouped, full = small(n_kv_heads=2), small(n_kv_heads=4)
+    state = grouped.state_dict()
+    for name in list(state):
+        if "k_proj" in name or "v_proj" in name:
+            state[name] = state[name].view(2, 8, 32).repeat_interleave(2, dim=0).reshape(32, 32)
+    full.load_state_dict(state)
+    ids = torch.randint(0, 39, (2, 9), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(grouped(ids).logits, full(ids).logits, atol=1e-6, rtol=0)
+
+
+def test_sharded_bfloat16_folder_loads(tmp_path):
+    model = small().to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert loaded.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_gradient_checkpointing_leaves_gradients_as_they_are():
+    ids = torch.randint(0, 39, (2, 9), generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for checkpointing in (False, True):
+        model = small().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            assert any(m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing"))
+        model(ids).logits.float().square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-7, rtol=0)
+
+
+def test_chosen_positions_equal_the_full_logits():
+    model = small()
+    ids = torch.randint(0, 39, (3, 9), generator=torch.Generator().manual_seed(1))
+    positions = torch.rand(3, 9, generator=torch.Generator().manual_seed(2)) < 0.4
+    targets = ids[positions]
+    with torch.no_grad():
+        full = model(ids).logits
+        chosen = model(ids, logits_positions=positions).logits
+        scored = model(ids, logits_positions=positions, target_ids=targets, with_entropy=True, chunk_size=2)
+    torch.testing.assert_close(chosen, full[positions], atol=1e-6, rtol=0)
+    log_softmax = full[positions].log_softmax(-1)
+    torch.testing.assert_close(scored.log_probs, log_softmax.gather(-1, targets[:, None])[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored.entropy, -(log_softmax.exp() * log_softmax).sum(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("alibi", True), ("rope", False), ("block_type", "sequential"), ("layer_norm_type", "low_precision")]
+)
+def test_settings_that_are_not_computed_are_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=key):
+        LLaDAConfig(**{key: value})
+
+
+def test_a_model_built_on_the_meta_device_takes_weights():
+    source = small()
+    with torch.device("meta"):
+        empty = LLaDAModelLM(source.config)
+    loaded = empty.to_empty(device="cpu").eval()
+    loaded.load_state_dict(source.state_dict())
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded(ids).logits, source(ids).logits)
