@@ -138,6 +138,20 @@ def test_ties_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("name", ["low_confidence", *IMAGE])
+def test_rows_that_finish_early_leave_the_others_alone(name):
+    canvas = torch.cat([prompts(4, 3), torch.full((4, 12), MASK)], dim=1)
+    canvas[:2, 4:] = 1  # one mask left: done steps before the others
+    sampler = build_any(name, temperature=1.0)
+    together = sampler.generate(MixingModel(), canvas, mask_token_id=MASK, generator=generators(range(4)))
+    for row in range(4):
+        alone = sampler.generate(MixingModel(), canvas[[row]], mask_token_id=MASK, generator=generators([row]))
+        assert torch.equal(alone.sequences[0], together.sequences[row])
+        assert torch.equal(alone.reveal_step[0], together.reveal_step[row])
+        assert alone.row_model_calls[0] == together.row_model_calls[row]
+    assert len(together.row_model_calls.unique()) > 1
+
+
+@pytest.mark.parametrize("name", ["low_confidence", *IMAGE])
 def test_one_generator_repeats_and_leaves_the_global_one_alone(name):
     sampler = build_any(name, temperature=1.0)
     state = torch.get_rng_state()
