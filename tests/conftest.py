@@ -1,0 +1,42 @@
+"""Fixtures shared by the tests: a tiny LLaDA-layout checkpoint with the quickstart's tokenizer, and its data."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_example(name: str):
+    """Import examples/quickstart/<name>.py as a module."""
+    path = ROOT / "examples" / "quickstart" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"quickstart_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """The module examples/quickstart/make_model.py."""
+    return load_example("make_model")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, make_model):
+    """A folder as the quickstart's: `model`, `model_ar` (random weights) and `data`."""
+    from maskgrpo_plugin.data.prepare import main as prepare
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = make_model.make_tokenizer()
+    recipe = replace(make_model.Recipe(), d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=64)
+    for name, build in (("model", make_model.make_diffusion_model), ("model_ar", make_model.make_autoregressive_model)):
+        build(tokenizer, recipe).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    options = ["--digits", "2", "--train-rows", "64", "--validation-rows", "16", "--seed", "0"]
+    assert prepare(["arithmetic", *options, "--output-dir", str(folder / "data")]) == 0
+    return folder

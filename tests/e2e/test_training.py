@@ -1,0 +1,109 @@
+"""Whole runs of verl's entry point on the CPU: training, resume after a stop, the autoregressive baseline."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.n=4",
+    "trainer.test_freq=-1",
+    "trainer.val_before_train=false",
+]
+
+pytestmark = pytest.mark.slow
+
+
+def train(folder, run, config, *overrides, timeout=420):
+    """Run the entry point; returns the logged metrics by step."""
+    run.mkdir(parents=True, exist_ok=True)
+    log = run / "log.jsonl"
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", config]
+    environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(log), "HYDRA_FULL_ERROR": "1"}
+    result = subprocess.run(
+        [*command, f"hydra.run.dir={run}/hydra", *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-6000:]
+    assert "Traceback" not in output, output[-6000:]
+    return {row["step"]: row["data"] for row in map(json.loads, log.read_text().splitlines())}
+
+
+def actor_weights(checkpoint):
+    """The actor's parameters in a verl FSDP checkpoint of one rank."""
+    state = torch.load(checkpoint / "actor" / "model_world_size_1_rank_0.pt", weights_only=False)
+    return {name: value.to_local() if hasattr(value, "to_local") else value for name, value in state.items()}
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
+    common = [f"quickstart_dir={tiny_run}", *SMALL, "trainer.save_freq=1", "actor_rollout_ref.actor.optim.lr=1e-3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    metrics = train(
+        tiny_run, whole, "quickstart", *common, "trainer.total_training_steps=3", f"trainer.default_local_dir={whole}"
+    )
+    resumed_options = [f"trainer.default_local_dir={stopped}", "trainer.resume_mode=auto"]
+    train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=1")
+    resumed = train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=3")
+    assert sorted(resumed) == [2, 3]
+    for step in (2, 3):
+        assert resumed[step]["critic/score/mean"] == metrics[step]["critic/score/mean"]
+        assert resumed[step]["actor/kl_loss"] == pytest.approx(metrics[step]["actor/kl_loss"], abs=1e-6)
+    expected, got = actor_weights(whole / "global_step_3"), actor_weights(stopped / "global_step_3")
+    assert sorted(expected) == sorted(got)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=0)
+
+    first = metrics[1]
+    assert first["actor/level_1/log_ratio_abs_max"] == 0.0
+    assert first["actor/level_1/ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert first["actor/level_1/mask_ratio"] == pytest.approx(0.8)
+    assert first["actor/level_2/mask_ratio"] == pytest.approx(0.999)
+    assert first["rollout/requests"] == 16
+    assert {"rollout/tokens_per_s", "rollout/model_calls_per_token", "rollout/batch_fill"} <= set(first)
+
+
+def test_the_autoregressive_baseline_trains_on_the_same_data(tiny_run, tmp_path):
+    metrics = train(
+        tiny_run, tmp_path, "quickstart_ar", f"quickstart_dir={tiny_run}", *SMALL, "trainer.total_training_steps=1"
+    )
+    assert {"actor/pg_loss", "actor/kl_loss", "critic/score/mean", "rollout/tokens_per_s"} <= set(metrics[1])
+    assert metrics[1]["rollout/requests"] == 16
+
+
+def test_one_step_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_path):
+    metrics = train(
+        tiny_run,
+        tmp_path,
+        "llada_8b_gsm8k_cpu",
+        f"actor_rollout_ref.model.path={tiny_run}/model",
+        f"data.train_files={tiny_run}/data/train.parquet",
+        f"data.val_files={tiny_run}/data/validation.parquet",
+        "data.train_batch_size=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6",
+        "data.max_prompt_length=64",
+        "data.max_response_length=64",
+        "actor_rollout_ref.rollout.sampler.steps=32",
+        "trainer.total_training_steps=1",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.val_before_train=false",
+    )
+    levels = [key for key in metrics[1] if key.endswith("/mask_ratio")]
+    assert len(levels) == 12
+    assert metrics[1]["actor/level_1/log_ratio_abs_max"] == 0.0

@@ -1,0 +1,223 @@
+"""Scorers and the reward registry: extraction, shaping, agreement with the published parser, and the reward manager."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskgrpo_plugin import rewards
+from maskgrpo_plugin.rewards.scorers.gsm8k import extract_answer, parse_ground_truth
+
+DATA = Path(os.environ.get("MASKGRPO_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@pytest.mark.parametrize(
+    ("completion", "number"),
+    [
+        ("<answer>18</answer>", "18"),
+        ("<answer>\n\\boxed{18}\n</answer>", "18"),
+        ("so \\boxed{12} no, \\boxed{13}", "13"),
+        ("4 + 5 = 9\n#### 9", "9"),
+        ("The total is 1,234,567.", "1234567"),
+        ("She pays $18.00.", "18"),
+        ("It costs \\$1{,}500.50", "1500.50"),
+        ("\\boxed{\\$2\\,500}", "2500"),
+        ("\\boxed{82^\\circ}", "82"),
+        ("\\boxed{3\\text{ m}^2}", "3"),
+        ("\\boxed{x = 5}", "5"),
+        ("<answer>3 + 4 = 7 apples</answer>", "7"),
+        ("<answer>18 dollars</answer>", "18"),
+        ("<answer>10%</answer>", "10"),
+        ("<answer>-$5</answer>", "-5"),
+        ("<answer>−5</answer>", "-5"),
+        ("the range 3-5", "5"),
+        ("\\boxed{}, so <answer>\\boxed{243}", "243"),
+        ("\\boxed{246\\text{ feet", "246"),
+        ("<answer>none</answer> but 7", "7"),
+        ("<answer>5</answer><|eot_id|>\\boxed{0}", "5"),
+        ("5<|endoftext|>6", "5"),
+    ],
+)
+def test_final_answer_is_found(completion, number):
+    assert extract_answer(completion) == parse_ground_truth(number)
+
+
+@pytest.mark.parametrize("completion", ["", "no number here", "<answer></answer>", "<|eot_id|>5", "\\boxed{...}"])
+def test_no_answer(completion):
+    assert extract_answer(completion) is None
+    assert rewards.score("gsm8k", completion, "5")["acc"] == 0.0
+
+
+@pytest.mark.parametrize("truth", ["72", 72, 72.0, "72.0", "48/2 = <<48/2=24>>24\n#### 72", "$72"])
+def test_ground_truth_as_number_or_full_answer(truth):
+    assert rewards.score("gsm8k", "72", truth)["acc"] == 1.0
+
+
+@pytest.mark.parametrize("truth", ["", "none", "#### ", "1 or 2", None])
+def test_ground_truth_without_a_number_is_refused(truth):
+    with pytest.raises(ValueError, match="ground_truth"):
+        rewards.score("gsm8k", "72", truth)
+
+
+@pytest.mark.parametrize(
+    ("completion", "parts"),
+    [
+        ("<answer>18</answer>", (0.5, 0.5, 2.0)),
+        ("<answer>18.0</answer>", (0.5, 0.5, 2.0)),
+        ("\\boxed{17}", (0.5, 0.5, 0.0)),
+        ("\\boxed{17.5}", (0.5, 0.0, 0.0)),
+        ("it is 18", (0.0, 0.5, 2.0)),
+        ("<answer>18", (0.0, 0.5, 2.0)),
+        ("<answer>eighteen</answer>", (0.5, 0.0, 0.0)),
+        ("", (0.0, 0.0, 0.0)),
+    ],
+)
+def test_gsm8k_components(completion, parts):
+    result = rewards.score("gsm8k", completion, "18")
+    assert (result["format"], result["integer"], result["correct"]) == parts
+    assert result["score"] == sum(parts)
+    assert result["acc"] == (parts[2] > 0)
+
+
+def test_agreement_with_the_published_parser():
+    path = DATA / "llada_8b_generations.jsonl"
+    if not path.exists():
+        pytest.skip(f"no {path}; set MASKGRPO_DATA to the folder that holds it")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [record for record in records if record["task"] == "gsm8k"]
+    agree = [
+        rewards.score("gsm8k", record["generation"], record["ground_truth"])["acc"] == record["reference_correct"]
+        for record in records
+    ]
+    assert len(agree) >= 60
+    assert sum(agree) / len(agree) >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("completion", "acc"),
+    [("57", 1), (" 5 7 ", 1), ("57<|endoftext|>12", 1), ("57<|eot_id|>", 1), ("057", 0), ("57.", 0), ("", 0), ("58", 0)],
+)
+def test_arithmetic(completion, acc):
+    assert rewards.score("arithmetic", completion, "57") == {"score": acc, "acc": acc}
+
+
+def test_arithmetic_refuses_a_ground_truth_that_is_no_integer():
+    with pytest.raises(ValueError, match="integer"):
+        rewards.score("arithmetic", "57", "57.5")
+
+
+def test_unknown_task_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'chess'.*arithmetic, gsm8k"):
+        rewards.score("chess", "e4", "e4")
+
+
+def test_extra_keys_that_a_task_does_not_take_are_ignored():
+    assert rewards.score("arithmetic", "57", "57", index=3, split="train")["acc"] == 1
+
+
+@pytest.mark.parametrize("task", rewards.tasks())
+def test_declared_keys_are_those_returned(task):
+    assert set(rewards.score(task, "5", "5")) == set(rewards.get_task(task).keys)
+
+
+class CharacterTokenizer:
+    """One token a character; 0 is padding, 1 <|endoftext|> (eos), 2 <|eot_id|>."""
+
+    eos_token_id = 1
+
+    def get_vocab(self):
+        return {"<|endoftext|>": 1, "<|eot_id|>": 2}
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(i) for i in ids if i > 2)
+
+    def encode(self, text):
+        return [ord(character) for character in text]
+
+
+def make_manager(compute_score=None):
+    manager = pytest.importorskip("maskgrpo_plugin.rewards.manager")
+    return manager.TextRewardManager(None, CharacterTokenizer(), compute_score)
+
+
+def run(manager, ids, ground_truth="5", data_source="arithmetic", extra_info=None, padding=0):
+    import numpy as np
+    from verl import DataProto
+
+    responses = torch.tensor([ids + [0] * padding])
+    attention = torch.cat([torch.ones(1, 3 + len(ids)), torch.zeros(1, padding)], dim=1).long()
+    rows = {
+        "data_source": data_source,
+        "reward_model": {"ground_truth": ground_truth},
+        "extra_info": extra_info,
+    }
+    data = DataProto.from_dict(
+        tensors={"responses": responses, "attention_mask": attention},
+        non_tensors={key: np.array([value], dtype=object) for key, value in rows.items()},
+    )
+    return asyncio.run(manager.run_single(data))
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_manager_cuts_at_either_stop_token(stop):
+    ids = [ord("5"), stop, ord("6"), stop]
+    result = run(make_manager(), ids, extra_info={"task": "arithmetic", "index": 0}, padding=2)
+    assert result["reward_score"] == 1.0
+    assert result["reward_extra_info"] == {"score": 1.0, "acc": 1.0, "reward_failed": 0.0}
+
+
+def test_manager_takes_the_task_from_extra_info_before_the_data_source():
+    result = run(make_manager(), [ord("5")], data_source="openai/gsm8k", extra_info={"task": "arithmetic"})
+    assert "format" not in result["reward_extra_info"]
+    assert "format" in run(make_manager(), [ord("5")], data_source="openai/gsm8k")["reward_extra_info"]
+
+
+def test_manager_keeps_the_rollout_when_a_scorer_raises(caplog):
+    good = run(make_manager(), [ord("5")], data_source="openai/gsm8k")
+    bad = run(make_manager(), [ord("5")], ground_truth="none", data_source="openai/gsm8k")
+    assert bad["reward_score"] == 0.0
+    assert bad["reward_extra_info"]["reward_failed"] == 1.0
+    assert bad["reward_extra_info"].keys() == good["reward_extra_info"].keys()
+    assert all(type(value) is float for value in (*bad["reward_extra_info"].values(), *good["reward_extra_info"].values()))
+    assert "reward failed" in caplog.text
+
+
+async def async_score(data_source, solution_str, ground_truth, extra_info=None, **_):
+    return {"score": 0.25, "length": len(solution_str), "note": "text"}
+
+
+def test_manager_uses_a_custom_compute_score_plain_or_async():
+    result = run(make_manager(lambda **arguments: 0.5), [ord("5")], extra_info={"task": "arithmetic"})
+    assert result == {"reward_score": 0.5, "reward_extra_info": {"acc": 0.5, "score": 0.5, "reward_failed": 0.0}}
+    info = run(make_manager(async_score), [ord("5")])["reward_extra_info"]
+    assert info == {"acc": 0.25, "score": 0.25, "length": 1.0, "reward_failed": 0.0}
+
+
+def test_manager_keeps_the_key_set_of_a_custom_score_that_turns_nan():
+    manager = make_manager(lambda solution_str, **_: {"score": float("nan") if solution_str == "x" else 1.0, "len": 1})
+    good, bad = run(manager, [ord("5")]), run(manager, [ord("x")])
+    assert bad["reward_score"] == 0.0
+    assert bad["reward_extra_info"].keys() == good["reward_extra_info"].keys()
+    assert bad["reward_extra_info"]["reward_failed"] == 1.0
+
+
+def test_manager_falls_back_to_verls_scorer_and_refuses_a_task_nobody_knows():
+    result = run(make_manager(), list(map(ord, "Answer: 5")), data_source="math_dapo")
+    assert result["reward_extra_info"]["reward_failed"] == 0.0
+    assert result["reward_score"] == 1.0
+    with pytest.raises(ValueError, match="custom_reward_function"):
+        run(make_manager(), [ord("5")], data_source="chess")
+    with pytest.raises(ValueError, match="available"):
+        run(make_manager(), [ord("5")], extra_info={"task": "chess"})
+
+
+def test_registration_is_idempotent():
+    manager = pytest.importorskip("maskgrpo_plugin.rewards.manager")
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+
+    manager.register()
+    manager.register()
+    assert get_reward_manager_cls("maskgrpo_text") is manager.TextRewardManager

@@ -1,0 +1,133 @@
+"""Wrong configs end at once on the driver with the key's name, its value and what is allowed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import verl  # noqa: F401
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from maskgrpo_plugin.config import ConfigError, EstimationConfig
+from maskgrpo_plugin.validation import preflight, required_ray_cpus
+
+ROOT = Path(__file__).parents[1]
+
+
+def config(folder, *overrides, name="quickstart"):
+    import verl.trainer
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        search = f"hydra.searchpath=[file://{Path(verl.trainer.__file__).parent / 'config'}]"
+        return compose(name, overrides=[search, f"quickstart_dir={folder}", *overrides])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_ar"])
+def test_the_shipped_configs_pass(tiny_run, name):
+    assert preflight(config(tiny_run, name=name))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("data.max_response_length=10", "actor_rollout_ref.rollout.sampler.block_length"),
+        ("actor_rollout_ref.rollout.sampler.steps=1", "actor_rollout_ref.rollout.sampler.steps"),
+        ("actor_rollout_ref.rollout.sampler.ordering=best", "actor_rollout_ref.rollout.sampler.ordering"),
+        ("actor_rollout_ref.rollout.sampler.name=greedy", "actor_rollout_ref.rollout.sampler.name"),
+        ("actor_rollout_ref.rollout.temperature=-1", "actor_rollout_ref.rollout.temperature"),
+        ("algorithm.estimation.gamma=1.0", "algorithm.estimation.gamma"),
+        ("algorithm.estimation.gamma=0", "algorithm.estimation.gamma"),
+        ("algorithm.estimation.mu=0", "algorithm.estimation.mu"),
+        ("algorithm.estimation.estimator=elbo", "algorithm.estimation.estimator"),
+        ("algorithm.estimation.mask_sharing=all", "algorithm.estimation.mask_sharing"),
+        ("+algorithm.estimation.nu=3", "algorithm.estimation.nu"),
+        ("algorithm.adv_estimator=unknown", "algorithm.adv_estimator"),
+        ("algorithm.use_kl_in_reward=true", "algorithm.use_kl_in_reward"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=unknown", "actor_rollout_ref.actor.policy_loss.loss_mode"),
+        ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.actor.strategy"),
+        ("+actor_rollout_ref.model.override_config.mask_token_id=5", "mask_token_id"),
+        ("+actor_rollout_ref.model.override_config.mask_token_id=5000", "mask_token_id"),
+        ("actor_rollout_ref.model.path=/nowhere/model", "actor_rollout_ref.model.path"),
+        ("actor_rollout_ref.rollout.name=transformers", "actor_rollout_ref.rollout.name"),
+        ("actor_rollout_ref.rollout.calculate_log_probs=true", "actor_rollout_ref.rollout.calculate_log_probs"),
+        ("data.train_files=/nowhere/train.parquet", "data.train_files"),
+        ("data.max_prompt_length=4000", "data.max_response_length"),
+        ("ray_kwargs.ray_init.num_cpus=2", "ray_kwargs.ray_init.num_cpus"),
+        ("ray_kwargs.ray_init.num_gpus=0", "ray_kwargs.ray_init.num_gpus"),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size=5", "actor_rollout_ref.actor.ppo_mini_batch_size"),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=100", "actor_rollout_ref.actor.ppo_micro_batch_size"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(tiny_run, override, key):
+    with pytest.raises(ConfigError) as error:
+        preflight(config(tiny_run, override))
+    assert error.value.key.startswith(key) or key in error.value.key
+    assert error.value.key in str(error.value)
+
+
+def test_an_autoregressive_checkpoint_under_the_diffusion_engine_is_refused(tiny_run):
+    with pytest.raises(ConfigError, match="'llama' checkpoint"):
+        preflight(config(tiny_run, f"actor_rollout_ref.model.path={tiny_run}/model_ar"))
+
+
+def test_a_diffusion_checkpoint_under_the_autoregressive_engine_is_refused(tiny_run):
+    with pytest.raises(ConfigError, match="model_type=masked_diffusion"):
+        preflight(config(tiny_run, f"actor_rollout_ref.model.path={tiny_run}/model", name="quickstart_ar"))
+
+
+def test_lora_targets_that_llada_lacks_are_refused(tiny_run):
+    overrides = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.target_modules=[q_proj,o_proj]"]
+    with pytest.raises(ConfigError, match="o_proj"):
+        preflight(config(tiny_run, *overrides))
+
+
+def test_a_checkpoint_without_a_mask_token_is_refused(tiny_run, tmp_path):
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in (tiny_run / "model").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    published = json.loads((copy / "config.json").read_text())
+    published["mask_token_id"] = None
+    (copy / "config.json").write_text(json.dumps(published))
+    with pytest.raises(ConfigError, match="mask_token_id"):
+        preflight(config(tiny_run, f"actor_rollout_ref.model.path={copy}"))
+
+
+def test_the_cpu_count_grows_with_ranks_and_workers(tiny_run):
+    base = required_ray_cpus(config(tiny_run))
+    assert required_ray_cpus(config(tiny_run, "trainer.n_gpus_per_node=2")) == base + 4
+    assert required_ray_cpus(config(tiny_run, "reward.num_workers=3")) == base + 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("mu", 1.5), ("level_cap", 0), ("prompt_mask_ratio", 1.0)])
+def test_estimation_values_are_checked_where_they_are_built(key, value):
+    with pytest.raises(ConfigError, match=key):
+        EstimationConfig(**{key: value})
+
+
+def test_levels_follow_the_paper():
+    assert EstimationConfig(mu=4, gamma=0.6).levels(1) == pytest.approx([0.7, 0.8, 0.9, 0.999])
+    assert EstimationConfig(mu=1, gamma=0.6).levels(1) == pytest.approx([0.999])
+    plan = EstimationConfig(mu=2, gamma=0.6, time_weighting="inverse_t").plan(1, stop_token_ids=())
+    assert plan["weights"] == pytest.approx([1 / 0.8, 1 / 0.999])
+
+
+@pytest.mark.slow
+def test_the_driver_stops_in_seconds_with_one_line(tiny_run):
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", "quickstart"]
+        + [f"quickstart_dir={tiny_run}", "algorithm.estimation.gamma=1.5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "maskgrpo_plugin: algorithm.estimation.gamma=1.5 is not usable; allowed: the open interval" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert time.monotonic() - started < 90
