@@ -84,8 +84,9 @@ def _registered() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
-    import maskgrpo_plugin  # noqa: F401
     from transformers import AutoConfig
+
+    import maskgrpo_plugin  # noqa: F401
 
     try:
         config = AutoConfig.for_model("llada")

@@ -9,7 +9,6 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-
 def register() -> None:
     """Add platform, config resolver, losses, advantage, reward managers, rollouts, agent loop and trainer to verl.
 

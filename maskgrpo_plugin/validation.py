@@ -69,11 +69,12 @@ def _error(key: str, value: Any, allowed: str) -> Exception:
 
 
 def _check_names(config: DictConfig) -> None:
-    from maskgrpo_plugin.config import check_choice
-    from maskgrpo_plugin.trainer.advantages import REWARD_TRANSFORMS
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+
+    from maskgrpo_plugin.config import check_choice
+    from maskgrpo_plugin.trainer.advantages import REWARD_TRANSFORMS
 
     arr = config.actor_rollout_ref
     check_choice("actor_rollout_ref.model.model_type", arr.model.model_type, ("masked_diffusion", "language_model"))
@@ -194,8 +195,9 @@ def _device() -> str:
 
 
 def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: str) -> None:
-    from maskgrpo_plugin.models.special_tokens import mask_token_problem
     from transformers import AutoTokenizer
+
+    from maskgrpo_plugin.models.special_tokens import mask_token_problem
 
     model = config.actor_rollout_ref.model
     override = model.get("override_config", {}).get("mask_token_id")
@@ -217,9 +219,7 @@ def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: 
     if model.get("lora_rank", 0) > 0 and isinstance(targets, ListConfig):
         unknown = [name for name in targets if name not in LINEAR_LAYERS]
         if unknown:
-            raise _error(
-                "actor_rollout_ref.model.target_modules", unknown, f"a block has {', '.join(LINEAR_LAYERS)}"
-            )
+            raise _error("actor_rollout_ref.model.target_modules", unknown, f"a block has {', '.join(LINEAR_LAYERS)}")
 
 
 def _check_rollout(config: DictConfig) -> None:
@@ -260,9 +260,7 @@ def _check_sampler(config: DictConfig) -> None:
             raise _error(f"actor_rollout_ref.rollout.sampler.{key}", values[key], "no such key")
     settings = SamplerSettings(**values)
     for temperature in (rollout.temperature, rollout.val_kwargs.temperature):
-        options = settings.options(
-            response_length=rollout.response_length, temperature=temperature, stop_token_ids=()
-        )
+        options = settings.options(response_length=rollout.response_length, temperature=temperature, stop_token_ids=())
         try:
             build_sampler(settings.name, **options)
         except SamplerOptionError as error:
@@ -279,7 +277,14 @@ def required_ray_cpus(config: DictConfig) -> int:
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
-    return 3 * ranks + servers + storage + config.reward.num_workers + config.actor_rollout_ref.rollout.agent.num_workers + 3
+    return (
+        3 * ranks
+        + servers
+        + storage
+        + config.reward.num_workers
+        + config.actor_rollout_ref.rollout.agent.num_workers
+        + 3
+    )
 
 
 def _check_ray(config: DictConfig) -> None:

@@ -118,10 +118,10 @@ def test_levels_follow_the_paper():
 
 @pytest.mark.slow
 def test_the_driver_stops_in_seconds_with_one_line(tiny_run):
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", "quickstart"]
     started = time.monotonic()
     result = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", "quickstart"]
-        + [f"quickstart_dir={tiny_run}", "algorithm.estimation.gamma=1.5"],
+        [*command, f"quickstart_dir={tiny_run}", "algorithm.estimation.gamma=1.5"],
         cwd=ROOT,
         capture_output=True,
         text=True,

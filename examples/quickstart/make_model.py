@@ -173,7 +173,9 @@ def next_token_loss(model: nn.Module, prompts: Tensor, responses: Tensor) -> Ten
 
 
 @torch.no_grad()
-def diffusion_accuracy(model: nn.Module, prompts: Tensor, responses: Tensor, tokenizer: PreTrainedTokenizerFast) -> float:
+def diffusion_accuracy(
+    model: nn.Module, prompts: Tensor, responses: Tensor, tokenizer: PreTrainedTokenizerFast
+) -> float:
     """Share of prompts (B, P) that greedy semi-autoregressive decoding in blocks of half the response solves."""
     length = responses.shape[1]
     sampler = build_sampler(

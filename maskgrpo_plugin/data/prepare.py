@@ -1,4 +1,4 @@
-"""Command that writes a data set as verl's train.parquet and validation.parquet: `python -m maskgrpo_plugin.data.prepare`."""
+"""`python -m maskgrpo_plugin.data.prepare`: write a data set as verl's train.parquet and validation.parquet."""
 
 import argparse
 import json

@@ -95,8 +95,8 @@ class TextRewardManager(RewardManagerBase):
             if self.is_custom or task is not None:
                 return self._failed(task, data_source, extra_info)
             raise ValueError(
-                f"no reward for data_source {data_source!r}: name one of {', '.join(rewards.tasks())} in the data set's "
-                "extra_info.task, or set reward.custom_reward_function.path"
+                f"no reward for data_source {data_source!r}: name one of {', '.join(rewards.tasks())} in the "
+                "data set's extra_info.task, or set reward.custom_reward_function.path"
             ) from error
         except Exception:
             return self._failed(task, data_source, extra_info)
@@ -139,7 +139,10 @@ class TextRewardManager(RewardManagerBase):
             "reward failed and is 0: data_source=%s task=%s index=%s", data_source, task, extra_info.get("index")
         )
         keys = rewards.get_task(task).keys if task is not None else self._keys_seen.get(data_source, ("score",))
-        return {"reward_score": 0.0, "reward_extra_info": {"acc": 0.0, **dict.fromkeys(keys, 0.0), "reward_failed": 1.0}}
+        return {
+            "reward_score": 0.0,
+            "reward_extra_info": {"acc": 0.0, **dict.fromkeys(keys, 0.0), "reward_failed": 1.0},
+        }
 
 
 def register() -> None:

@@ -16,7 +16,6 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested
 
-from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 
@@ -58,7 +57,7 @@ class MaskGRPOTrainer(PPOTrainerSync):
     def __init__(self, config: Any):
         super().__init__(config)
         self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
-        self.estimation: EstimationConfig | None = None
+        self.estimation: Any = None
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
 
@@ -87,7 +86,7 @@ class MaskGRPOTrainer(PPOTrainerSync):
         if self.config.actor_rollout_ref.rollout.name not in ("masked_diffusion", "transformers"):
             return {}
         servers = self.llm_server_manager.server_handles
-        summaries = ray.get([server.pop_metrics.remote() for server in servers])
+        summaries: list[dict[str, float]] = ray.get([server.pop_metrics.remote() for server in servers])
         return {f"rollout/{key}": sum(s[key] for s in summaries) / len(summaries) for key in summaries[0]}
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:

@@ -17,7 +17,9 @@ GOOD = {"question": "Two and two?", "answer": "2+2=<<2+2=4>>4\n#### 1,004"}
 
 
 def write_lines(path, *lines):
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b"\n")
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b"\n"
+    )
     return path
 
 
@@ -45,7 +47,11 @@ def test_gsm8k_rows_have_verls_format(tmp_path, capsys):
 
 
 MALFORMED = [b"{broken", b"\xff\xfe", [1], {"question": "q"}, {"question": "q", "answer": "no hashes"}]
-MALFORMED += [{"question": "q", "answer": "#### many"}, {"question": "", "answer": "#### 1"}, {"question": 3, "answer": "#### 1"}]
+MALFORMED += [
+    {"question": "q", "answer": "#### many"},
+    {"question": "", "answer": "#### 1"},
+    {"question": 3, "answer": "#### 1"},
+]
 
 
 @pytest.mark.parametrize("line", MALFORMED)

@@ -9,7 +9,14 @@ MASK, STOP = 99, 2
 
 
 def plan(**changes):
-    settings = {"mode": "random", "ratios": [0.5, 0.9], "weights": [1.0, 1.0], "seed": 3, "step": 1, "stop_token_ids": [STOP]}
+    settings = {
+        "mode": "random",
+        "ratios": [0.5, 0.9],
+        "weights": [1.0, 1.0],
+        "seed": 3,
+        "step": 1,
+        "stop_token_ids": [STOP],
+    }
     return EstimationPlan(**(settings | changes))
 
 
@@ -69,7 +76,7 @@ def test_levels_and_steps_draw_other_masks_and_the_same_place_the_same(batch):
 
 
 def test_masks_do_not_depend_on_the_order_or_split_of_rows(batch):
-    tokens, response, attended, keys = batch
+    _tokens, _response, _attended, _keys = batch
     whole = views(batch)[0][0].masked
     order = torch.tensor([4, 1, 5, 0, 3, 2])
     shuffled = views(tuple(x[order] for x in batch))[0][0].masked

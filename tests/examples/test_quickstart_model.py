@@ -57,7 +57,9 @@ def test_template_is_the_same_with_and_without_generation_prompt(tokenizer, gene
     messages = [{"role": "user", "content": "12+34="}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
     assert text == "<|bos|>12+34="
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=generation_prompt, return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=generation_prompt, return_dict=True)[
+        "input_ids"
+    ]
     assert ids == tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == 7
 

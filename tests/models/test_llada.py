@@ -60,7 +60,10 @@ def test_saving_writes_the_published_layout(model, tmp_path):
     saved, published = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / "model.safetensors")
     assert sorted(saved) == sorted(published)
     assert all(torch.equal(saved[name], published[name]) for name in published)
-    config, original = json.loads((tmp_path / "config.json").read_text()), json.loads((GOLDEN / "config.json").read_text())
+    config, original = (
+        json.loads((tmp_path / "config.json").read_text()),
+        json.loads((GOLDEN / "config.json").read_text()),
+    )
     for key in ("d_model", "n_heads", "n_kv_heads", "mlp_hidden_size", "rope_theta", "weight_tying", "mask_token_id"):
         assert config[key] == original[key], key
     assert config["model_type"] == "llada"
@@ -129,7 +132,8 @@ def test_chosen_positions_equal_the_full_logits():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("alibi", True), ("rope", False), ("block_type", "sequential"), ("layer_norm_type", "low_precision")]
+    ("key", "value"),
+    [("alibi", True), ("rope", False), ("block_type", "sequential"), ("layer_norm_type", "low_precision")],
 )
 def test_settings_that_are_not_computed_are_refused_by_name(key, value):
     with pytest.raises(ValueError, match=key):

@@ -98,7 +98,16 @@ def test_agreement_with_the_published_parser():
 
 @pytest.mark.parametrize(
     ("completion", "acc"),
-    [("57", 1), (" 5 7 ", 1), ("57<|endoftext|>12", 1), ("57<|eot_id|>", 1), ("057", 0), ("57.", 0), ("", 0), ("58", 0)],
+    [
+        ("57", 1),
+        (" 5 7 ", 1),
+        ("57<|endoftext|>12", 1),
+        ("57<|eot_id|>", 1),
+        ("057", 0),
+        ("57.", 0),
+        ("", 0),
+        ("58", 0),
+    ],
 )
 def test_arithmetic(completion, acc):
     assert rewards.score("arithmetic", completion, "57") == {"score": acc, "acc": acc}
@@ -181,7 +190,9 @@ def test_manager_keeps_the_rollout_when_a_scorer_raises(caplog):
     assert bad["reward_score"] == 0.0
     assert bad["reward_extra_info"]["reward_failed"] == 1.0
     assert bad["reward_extra_info"].keys() == good["reward_extra_info"].keys()
-    assert all(type(value) is float for value in (*bad["reward_extra_info"].values(), *good["reward_extra_info"].values()))
+    assert all(
+        type(value) is float for value in (*bad["reward_extra_info"].values(), *good["reward_extra_info"].values())
+    )
     assert "reward failed" in caplog.text
 
 

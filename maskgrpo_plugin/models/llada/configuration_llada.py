@@ -89,10 +89,11 @@ class LLaDAConfig(PretrainedConfig):
             raise ValueError(f"LLaDA config n_heads={n_heads} must divide d_model={d_model}")
         for key, value in settings.items():
             setattr(self, key, value)
-        if self.n_kv_heads is None:
-            self.n_kv_heads = 1 if multi_query_attention else n_heads
-        if n_heads % self.n_kv_heads:
-            raise ValueError(f"LLaDA config n_kv_heads={self.n_kv_heads} must divide n_heads={n_heads}")
+        if n_kv_heads is None:
+            n_kv_heads = 1 if multi_query_attention else n_heads
+        if n_heads % n_kv_heads:
+            raise ValueError(f"LLaDA config n_kv_heads={n_kv_heads} must divide n_heads={n_heads}")
+        self.n_kv_heads = n_kv_heads
         kwargs["tie_word_embeddings"] = weight_tying
         kwargs.setdefault("use_cache", False)
         kwargs.setdefault("architectures", ["LLaDAModelLM"])

@@ -120,7 +120,7 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
 
 
 def eager_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -152,7 +152,7 @@ class LLaDAModel(nn.Module):
         }
         if not config.weight_tying:
             modules["ff_out"] = nn.Linear(config.d_model, config.embedding_rows, bias=False)
-        self.transformer = nn.ModuleDict(modules)
+        self.transformer: Any = nn.ModuleDict(modules)
 
 
 class LLaDAModelLM(PreTrainedModel):

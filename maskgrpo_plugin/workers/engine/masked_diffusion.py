@@ -33,7 +33,7 @@ def jag(padded: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return torch.nested.nested_tensor_from_jagged(padded[valid], offsets)
 
 
-def place_responses(rows: torch.Tensor, prompt_lengths: torch.Tensor, length: int, padding: Any) -> torch.Tensor:
+def place_responses(rows: Any, prompt_lengths: torch.Tensor, length: int, padding: Any) -> torch.Tensor:
     """Put jagged response values (B, r) at their places on the right-padded canvas.
 
     Args:
@@ -208,7 +208,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             params = normalize_peft_param_name(self.module.state_dict())
             for name, param in params.items():
                 if isinstance(param, DTensor):
-                    yield name, param.to(get_device_id(), non_blocking=True).full_tensor()
+                    yield name, param.full_tensor().to(get_device_id())
                 else:
                     yield name, param.detach().clone()
         if self._is_offload_param:

@@ -1,6 +1,7 @@
 """What verl's FSDP2 engine needs to run on the CPU, and the autoregressive engine of CPU baselines."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from verl.utils.device import get_device_name
@@ -14,7 +15,7 @@ class CPUCapableFSDPEngine(FSDPEngine):
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
         if get_device_name() != "cpu":
             return super()._build_fsdp_module(module)
-        configured = self.engine_config
+        configured: Any = self.engine_config
         self.engine_config = replace(configured, forward_only=False, offload_policy=False)
         try:
             return super()._build_fsdp_module(module)

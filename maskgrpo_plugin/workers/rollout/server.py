@@ -39,7 +39,7 @@ class RolloutServer:
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self.global_steps: int | None = None
         self.received: set[str] = set()
-        self.model = self._load_model()
+        self.model: Any = self._load_model()
         self.has_weights = self.config.load_format != "dummy"
         self.batcher = DynamicBatcher(
             self._run,
@@ -99,7 +99,7 @@ class RolloutServer:
             attention_mask[row, width - len(request.prompt_ids) :] = 1
         padded = bool((attention_mask == 0).any())
         generators = [torch.Generator(self.device).manual_seed(request.seed) for request in batch]
-        (temperature,) = batch[0].kind  # type: ignore[misc]
+        temperature: float = batch[0].kind[0]  # type: ignore[index]
         with torch.inference_mode():
             outputs = self._generate(
                 input_ids.to(self.device),
