@@ -208,7 +208,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             params = normalize_peft_param_name(self.module.state_dict())
             for name, param in params.items():
                 if isinstance(param, DTensor):
-                    yield name, param.full_tensor().to(get_device_id())
+                    on_device: Any = param.to(get_device_id(), non_blocking=True)
+                    yield name, on_device.full_tensor()
                 else:
                     yield name, param.detach().clone()
         if self._is_offload_param:

@@ -12,10 +12,12 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWith
 class CPUCapableFSDPEngine(FSDPEngine):
     """FSDP engine whose reference policy is not offloaded on the CPU, where pinned memory does not exist."""
 
+    engine_config: Any
+
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
         if get_device_name() != "cpu":
             return super()._build_fsdp_module(module)
-        configured: Any = self.engine_config
+        configured = self.engine_config
         self.engine_config = replace(configured, forward_only=False, offload_policy=False)
         try:
             return super()._build_fsdp_module(module)
