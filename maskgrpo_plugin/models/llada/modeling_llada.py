@@ -259,6 +259,12 @@ class LLaDAModelLM(PreTrainedModel):
         )
         return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy, hidden_states=hidden)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """Inputs of one forward pass; peft asks every model with a head for it. Decoding itself is a sampler's work."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
     def _attention_input(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
         """The mask as the configured attention implementation takes it; padding queries see everything but padding."""
         if attention_mask is None or attention_mask.dim() == 4:
