@@ -60,14 +60,13 @@ def _registered() -> list[Finding]:
     except Exception as error:
         return [*findings, Finding("registration", f"{type(error).__name__}: {error}", False)]
 
-    from verl.experimental.reward_loop.reward_manager import registry as reward_registry
+    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
     from verl.plugin.platform import PlatformRegistry
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 
-    managers = getattr(reward_registry, "REWARD_LOOP_MANAGER_REGISTRY", {})
     expected = {
         "platform cpu": PlatformRegistry.get("cpu") is not None,
         "trainer maskgrpo_sync": "maskgrpo_sync" in TRAINER_REGISTRY,
@@ -77,7 +76,7 @@ def _registered() -> list[Finding]:
         "engine masked_diffusion": "masked_diffusion" in EngineRegistry._engines,
         "rollout masked_diffusion": ("masked_diffusion", "async") in _ROLLOUT_REGISTRY,
         "rollout transformers": ("transformers", "async") in _ROLLOUT_REGISTRY,
-        "reward manager maskgrpo_text": "maskgrpo_text" in managers,
+        "reward manager maskgrpo_text": "maskgrpo_text" in REWARD_MANAGER,
     }
     findings.append(Finding("engines", engines.MaskedDiffusionEngine.__name__))
     return findings + [Finding(name, "registered" if found else "missing", found) for name, found in expected.items()]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEFAULT_METRICS = ("val-core/", "critic/score/mean", "actor/kl_loss", "actor/actor/pg_clipfrac")
+DEFAULT_METRICS = ("val-core/", "critic/score/mean", "actor/kl_loss", "actor/pg_clipfrac")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

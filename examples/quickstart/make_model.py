@@ -10,13 +10,16 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from maskgrpo_plugin.data.arithmetic import draw_sums, is_held_out, operand_range
 from maskgrpo_plugin.diffusion.samplers import build_sampler
@@ -50,12 +53,17 @@ class Recipe:
     n_layers: int = 4
     n_heads: int = 4
     mlp_hidden_size: int = 384
-    batch_size: int = 256
+    init_std: float = 0.08
+    embedding_std: float = 1.0  # a token's own vector must outweigh the first blocks' output, or learning stalls
+    batch_size: int = 64  # more and smaller steps reach the target in a third of the time that 256 takes
     learning_rate: float = 1e-3
     warmup_steps: int = 20
-    max_steps: int = 600
+    average_decay: float = 0.95
+    max_steps: int = 2000
     evaluate_every: int = 10
     evaluation_rows: int = 512
+    screening_rows: int = 128
+    screening_margin: float = 0.1
     target_accuracy: float = 0.42
 
 
@@ -98,7 +106,7 @@ def encode_sums(
 
 
 def make_diffusion_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LLaDAModelLM:
-    """A LLaDA model with random weights from the recipe's seed; torch's global generator is left as it was."""
+    """A LLaDA model with random weights from the recipe's seed."""
     config = LLaDAConfig(
         d_model=recipe.d_model,
         n_heads=recipe.n_heads,
@@ -109,15 +117,14 @@ def make_diffusion_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> 
         embedding_size=len(tokenizer),
         max_sequence_length=256,
         rope_theta=10000.0,
+        init_std=recipe.init_std,
         weight_tying=False,
         mask_token_id=tokenizer.mask_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return LLaDAModelLM(config)
+    return _with_random_weights(LLaDAModelLM, config, recipe)
 
 
 def make_autoregressive_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
@@ -130,14 +137,13 @@ def make_autoregressive_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe
         intermediate_size=recipe.mlp_hidden_size,
         vocab_size=len(tokenizer),
         max_position_embeddings=256,
+        initializer_range=recipe.init_std,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return LlamaForCausalLM(config)
+    return _with_random_weights(LlamaForCausalLM, config, recipe)
 
 
 def diffusion_loss(
@@ -148,14 +154,16 @@ def diffusion_loss(
     Args:
         model: called as (input_ids) with `.logits` (B, P + L, V).
         prompts: (B, P), never masked.
-        responses: (B, L); each token is masked with probability t, t ~ U(0, 1) a row.
+        responses: (B, L); each token is masked with probability t. Each row's t is U(0, 1); the rows of a batch are
+            spread evenly over the interval, which lowers the variance.
         mask_token_id: id of the mask token.
         generator: source of t and of the masks.
 
     Returns:
         A scalar, 0 or more; log V in expectation for a model that knows nothing.
     """
-    level = torch.rand(responses.shape[0], 1, generator=generator).clamp_min(1e-3)
+    rows = responses.shape[0]
+    level = ((torch.rand(1, generator=generator) + torch.arange(rows) / rows) % 1).clamp_min(1e-3).unsqueeze(1)
     masked = torch.rand(responses.shape, generator=generator) < level
     canvas = torch.cat([prompts, responses.masked_fill(masked, mask_token_id)], dim=1)
     logits = model(canvas).logits[:, prompts.shape[1] :]
@@ -174,7 +182,7 @@ def next_token_loss(model: nn.Module, prompts: Tensor, responses: Tensor) -> Ten
 
 @torch.no_grad()
 def diffusion_accuracy(
-    model: nn.Module, prompts: Tensor, responses: Tensor, tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast, model: nn.Module, prompts: Tensor, responses: Tensor
 ) -> float:
     """Share of prompts (B, P) that greedy semi-autoregressive decoding in blocks of half the response solves."""
     length = responses.shape[1]
@@ -193,7 +201,7 @@ def diffusion_accuracy(
 
 @torch.no_grad()
 def autoregressive_accuracy(
-    model: nn.Module, prompts: Tensor, responses: Tensor, tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast, model: nn.Module, prompts: Tensor, responses: Tensor
 ) -> float:
     """Share of prompts (B, P) that greedy next-token decoding solves."""
     tokens = prompts
@@ -205,16 +213,17 @@ def autoregressive_accuracy(
 def pretrain(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor, torch.Generator], Tensor],
-    accuracy: Callable[[Tensor, Tensor], float],
+    accuracy: Callable[[nn.Module, Tensor, Tensor], float],
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
 ) -> tuple[int, float, list[float]]:
     """Train by AdamW until the held-out accuracy reaches the recipe's target, or `max_steps`.
 
     Args:
-        model: trained in place; left in evaluation mode.
+        model: trained in place; ends in evaluation mode with the running average of its weights, whose accuracy
+            rises smoothly, where that of the weights themselves jumps by 0.1 in a few steps.
         loss: (prompts, responses, generator) -> scalar.
-        accuracy: (prompts, responses) -> share of right answers, 0 to 1.
+        accuracy: (model, prompts, responses) -> share of right answers, 0 to 1.
 
     Returns:
         Steps taken, the last accuracy measured, and the loss of each step.
@@ -226,11 +235,12 @@ def pretrain(
         draw_sums(recipe.digits, recipe.evaluation_rows, held_out=True, seed=recipe.seed),
         recipe.response_length,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup_steps))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
     losses, measured, step = [], 0.0, 0
+    model.train()
     while step < recipe.max_steps:
-        model.train()
         pairs = _training_pairs(recipe.digits, recipe.batch_size, draw)
         value = loss(*encode_sums(tokenizer, pairs, recipe.response_length), generator)
         optimizer.zero_grad(set_to_none=True)
@@ -238,23 +248,17 @@ def pretrain(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         warmup.step()
+        average.update_parameters(model)
         losses.append(float(value.detach()))
         step += 1
         if step % recipe.evaluate_every == 0 or step == recipe.max_steps:
-            measured = accuracy_in_evaluation(model, accuracy, *evaluation)
+            measured = _screened_accuracy(partial(accuracy, average.module.eval()), *evaluation, recipe)
             logger.info("step %d: loss %.3f, held-out accuracy %.3f", step, losses[-1], measured)
             if measured >= recipe.target_accuracy:
                 break
+    model.load_state_dict(average.module.state_dict())
     model.eval()
     return step, measured, losses
-
-
-def accuracy_in_evaluation(
-    model: nn.Module, accuracy: Callable[[Tensor, Tensor], float], prompts: Tensor, responses: Tensor
-) -> float:
-    """`accuracy` of the model in evaluation mode."""
-    model.eval()
-    return accuracy(prompts, responses)
 
 
 def make(output_dir: Path, recipe: Recipe, *, autoregressive: bool = False) -> tuple[int, float, list[float]]:
@@ -269,7 +273,7 @@ def make(output_dir: Path, recipe: Recipe, *, autoregressive: bool = False) -> t
         result = pretrain(
             model,
             lambda prompts, responses, _: next_token_loss(model, prompts, responses),
-            lambda prompts, responses: autoregressive_accuracy(model, prompts, responses, tokenizer),
+            partial(autoregressive_accuracy, tokenizer),
             tokenizer,
             recipe,
         )
@@ -278,7 +282,7 @@ def make(output_dir: Path, recipe: Recipe, *, autoregressive: bool = False) -> t
         result = pretrain(
             model,
             lambda prompts, responses, rng: diffusion_loss(model, prompts, responses, tokenizer.mask_token_id, rng),
-            lambda prompts, responses: diffusion_accuracy(model, prompts, responses, tokenizer),
+            partial(diffusion_accuracy, tokenizer),
             tokenizer,
             recipe,
         )
@@ -308,6 +312,26 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"the target accuracy {recipe.target_accuracy} was not reached in {steps} steps\n")
         return 1
     return 0
+
+
+def _with_random_weights(model_class: type, config: PretrainedConfig, recipe: Recipe) -> Any:
+    """A model whose weights depend on the recipe alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = model_class(config)
+        nn.init.normal_(model.get_input_embeddings().weight, std=recipe.embedding_std)
+        return model
+
+
+def _screened_accuracy(
+    accuracy: Callable[[Tensor, Tensor], float], prompts: Tensor, responses: Tensor, recipe: Recipe
+) -> float:
+    """Accuracy on a few rows, and on all of them only where those come near the target: decoding costs time."""
+    few = recipe.screening_rows
+    measured = accuracy(prompts[:few], responses[:few])
+    if measured < recipe.target_accuracy - recipe.screening_margin:
+        return measured
+    return accuracy(prompts, responses)
 
 
 def _training_pairs(digits: int, rows: int, rng: random.Random) -> list[tuple[int, int]]:
