@@ -1,7 +1,8 @@
-"""Make the quickstart's checkpoint: a small LLaDA (or, with --ar, Llama) model that adds about two sums in five right.
+"""Make the quickstart's checkpoint: a small LLaDA (or, with --ar, Llama) model that adds about half of all sums right.
 
-It is trained from scratch on sums of two two-digit numbers that are not in the validation data, and training stops as
-soon as its greedy accuracy on held-out sums passes the target, so that every seed starts RL from about the same place.
+It is trained from scratch on sums of two two-digit numbers that are not in the validation data. The corpus has a habit
+that a reward can correct: it forgets the carry in most sums that have one. Training stops as soon as the greedy
+accuracy on held-out sums passes the target, so that every seed starts RL from about the same place.
 """
 
 import argparse
@@ -59,12 +60,13 @@ class Recipe:
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     average_decay: float = 0.95
+    forgotten_carries: float = 0.6  # share of the corpus' sums with a carry that leave it out
     max_steps: int = 2000
     evaluate_every: int = 10
     evaluation_rows: int = 512
     screening_rows: int = 128
     screening_margin: float = 0.1
-    target_accuracy: float = 0.42
+    target_accuracy: float = 0.45
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -87,22 +89,36 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode_sums(
-    tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[int, int]], response_length: int
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: list[tuple[int, int]],
+    response_length: int,
+    answers: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Prompts (B, P) as the chat template renders them, and responses (B, L): the sum's digits, then eos tokens.
+    """Prompts (B, P) as the chat template renders them, and responses (B, L): the answer's digits, then eos tokens.
+
+    Args:
+        tokenizer: as `make_tokenizer` gives it.
+        pairs: B pairs of operands of equal length.
+        response_length: L.
+        answers: one a pair; by default the sums.
 
     Raises:
-        ValueError: the operands differ in length, or a sum does not fit the response.
+        ValueError: the operands differ in length, or an answer does not fit the response.
     """
     prompts, responses = [], []
-    for a, b in pairs:
+    for (a, b), answer_value in zip(pairs, answers or [a + b for a, b in pairs], strict=True):
         text = tokenizer.apply_chat_template([{"role": "user", "content": f"{a}+{b}="}], tokenize=False)
         prompts.append(tokenizer.encode(text, add_special_tokens=False))
-        answer = tokenizer.encode(str(a + b), add_special_tokens=False)
+        answer = tokenizer.encode(str(answer_value), add_special_tokens=False)
         if len(answer) >= response_length:
             raise ValueError(f"response_length {response_length} is too short for {a}+{b} and an end token")
         responses.append(answer + [tokenizer.eos_token_id] * (response_length - len(answer)))
     return torch.tensor(prompts), torch.tensor(responses)
+
+
+def corpus_answer(a: int, b: int, *, forget: bool) -> int:
+    """a + b, or, where the carry of the ones is forgotten, ten less (47 + 35 = 72); the same in sums without one."""
+    return a + b - (10 if forget and a % 10 + b % 10 > 9 else 0)
 
 
 def make_diffusion_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LLaDAModelLM:
@@ -242,7 +258,8 @@ def pretrain(
     model.train()
     while step < recipe.max_steps:
         pairs = _training_pairs(recipe.digits, recipe.batch_size, draw)
-        value = loss(*encode_sums(tokenizer, pairs, recipe.response_length), generator)
+        answers = [corpus_answer(*pair, forget=draw.random() < recipe.forgotten_carries) for pair in pairs]
+        value = loss(*encode_sums(tokenizer, pairs, recipe.response_length, answers), generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

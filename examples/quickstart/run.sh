@@ -19,13 +19,13 @@ if ! "$venv/bin/python" -c 'import maskgrpo_plugin, verl' 2>/dev/null; then
 fi
 python=$venv/bin/python
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
-mkdir -p "$run"
-export VERL_FILE_LOGGER_PATH=$PWD/$run/$config.jsonl
+mkdir -p "$run" && run=$(cd "$run" && pwd)
+export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
 [ -f "$run/data/train.parquet" ] || "$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 \
   --train-rows 6000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
 [ -f "$run/model/config.json" ] || "$python" examples/quickstart/make_model.py --output-dir "$run/model" --seed "$seed"
 if [ "$config" = quickstart_ar ] && [ ! -f "$run/model_ar/config.json" ]; then
   "$python" examples/quickstart/make_model.py --ar --output-dir "$run/model_ar" --seed "$seed"
 fi
-"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$PWD/$run" "$@"
+"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$run" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$config"

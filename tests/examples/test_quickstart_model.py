@@ -107,7 +107,7 @@ def test_pretraining_lowers_the_loss_and_the_folder_loads(quickstart, tokenizer,
 
 
 def test_autoregressive_twin(quickstart, tokenizer, small, tmp_path):
-    _, _, losses = quickstart.make(tmp_path, replace(small, max_steps=20), autoregressive=True)
+    _, _, losses = quickstart.make(tmp_path, replace(small, max_steps=60), autoregressive=True)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.config.model_type == "llama"
@@ -119,6 +119,14 @@ def test_training_sums_are_never_held_out(quickstart):
 
     held_out = set(quickstart.draw_sums(2, 1000, held_out=True, seed=0))
     assert not held_out & set(quickstart._training_pairs(2, 3000, random.Random(0)))
+
+
+def test_the_corpus_forgets_carries_and_nothing_else(quickstart, tokenizer):
+    assert quickstart.corpus_answer(47, 35, forget=True) == 72
+    assert quickstart.corpus_answer(47, 35, forget=False) == 82
+    assert quickstart.corpus_answer(41, 35, forget=True) == 76
+    _, responses = quickstart.encode_sums(tokenizer, [(47, 35)], 8, [72])
+    assert tokenizer.decode(responses[0]).startswith("72<|endoftext|>")
 
 
 def test_size_of_the_default_recipe(quickstart, tokenizer):

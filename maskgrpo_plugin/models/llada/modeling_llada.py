@@ -259,6 +259,11 @@ class LLaDAModelLM(PreTrainedModel):
         )
         return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy, hidden_states=hidden)
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        """False: transformers' `generate` decodes left to right, this model is decoded by a sampler."""
+        return False
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
