@@ -27,5 +27,6 @@ export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
 if [ "$config" = quickstart_ar ] && [ ! -f "$run/model_ar/config.json" ]; then
   "$python" examples/quickstart/make_model.py --ar --output-dir "$run/model_ar" --seed "$seed"
 fi
-"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$run" "$@"
+"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$run" \
+  quickstart_seed="$seed" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$config"
