@@ -2,7 +2,7 @@
 
 It is trained from scratch on sums of two two-digit numbers that are not in the validation data. The corpus has a habit
 that a reward can correct: it forgets the carry in most sums that have one. Training stops as soon as the greedy
-accuracy on held-out sums passes the target, so that every seed starts RL from about the same place.
+accuracy on held-out sums without a carry passes the target, so that every seed starts RL from about the same place.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from maskgrpo_plugin.data.arithmetic import draw_sums, is_held_out, operand_range
+from maskgrpo_plugin.data.arithmetic import draw_sums, has_carry, is_held_out, operand_range
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
@@ -62,11 +62,11 @@ class Recipe:
     average_decay: float = 0.95
     forgotten_carries: float = 0.6  # share of the corpus' sums with a carry that leave it out
     max_steps: int = 2000
-    evaluate_every: int = 10
+    evaluate_every: int = 20
     evaluation_rows: int = 512
     screening_rows: int = 128
     screening_margin: float = 0.1
-    target_accuracy: float = 0.45
+    target_accuracy: float = 0.92  # on held-out sums without a carry
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -118,7 +118,7 @@ def encode_sums(
 
 def corpus_answer(a: int, b: int, *, forget: bool) -> int:
     """a + b, or, where the carry of the ones is forgotten, ten less (47 + 35 = 72); the same in sums without one."""
-    return a + b - (10 if forget and a % 10 + b % 10 > 9 else 0)
+    return a + b - (10 if forget and has_carry(a, b) else 0)
 
 
 def make_diffusion_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LLaDAModelLM:
@@ -233,7 +233,7 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
 ) -> tuple[int, float, list[float]]:
-    """Train by AdamW until the held-out accuracy reaches the recipe's target, or `max_steps`.
+    """Train by AdamW until the accuracy on held-out sums without a carry reaches the recipe's target, or `max_steps`.
 
     Args:
         model: trained in place; ends in evaluation mode with the running average of its weights, whose accuracy
@@ -248,7 +248,7 @@ def pretrain(
     generator = torch.Generator().manual_seed(recipe.seed)
     evaluation = encode_sums(
         tokenizer,
-        draw_sums(recipe.digits, recipe.evaluation_rows, held_out=True, seed=recipe.seed),
+        draw_sums(recipe.digits, recipe.evaluation_rows, held_out=True, seed=recipe.seed, carry_share=0.0),
         recipe.response_length,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -270,7 +270,7 @@ def pretrain(
         step += 1
         if step % recipe.evaluate_every == 0 or step == recipe.max_steps:
             measured = _screened_accuracy(partial(accuracy, average.module.eval()), *evaluation, recipe)
-            logger.info("step %d: loss %.3f, held-out accuracy %.3f", step, losses[-1], measured)
+            logger.info("step %d: loss %.3f, held-out accuracy without carry %.3f", step, losses[-1], measured)
             if measured >= recipe.target_accuracy:
                 break
     model.load_state_dict(average.module.state_dict())
@@ -324,7 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = Recipe(seed=options.seed, max_steps=options.max_steps, target_accuracy=options.target_accuracy)
     steps, accuracy, _ = make(options.output_dir, recipe, autoregressive=options.ar)
-    sys.stdout.write(f"{options.output_dir}: held-out greedy accuracy {accuracy:.3f} after {steps} steps\n")
+    sys.stdout.write(
+        f"{options.output_dir}: held-out greedy accuracy without carry {accuracy:.3f} after {steps} steps\n"
+    )
     if accuracy < recipe.target_accuracy:
         sys.stderr.write(f"the target accuracy {recipe.target_accuracy} was not reached in {steps} steps\n")
         return 1

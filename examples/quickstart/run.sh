@@ -22,7 +22,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
 mkdir -p "$run" && run=$(cd "$run" && pwd)
 export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
 [ -f "$run/data/train.parquet" ] || "$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 \
-  --train-rows 6000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
+  --carry-share 0.6 --train-rows 4000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
 [ -f "$run/model/config.json" ] || "$python" examples/quickstart/make_model.py --output-dir "$run/model" --seed "$seed"
 if [ "$config" = quickstart_ar ] && [ ! -f "$run/model_ar/config.json" ]; then
   "$python" examples/quickstart/make_model.py --ar --output-dir "$run/model_ar" --seed "$seed"

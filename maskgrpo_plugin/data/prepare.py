@@ -135,13 +135,15 @@ def gsm8k_rows(
     return rows
 
 
-def arithmetic_rows(digits: int, rows: int, split: str, *, seed: int) -> list[dict[str, Any]]:
+def arithmetic_rows(
+    digits: int, rows: int, split: str, *, seed: int, carry_share: float | None = None
+) -> list[dict[str, Any]]:
     """Rows `a+b=` with their sums. `train` and `validation` share no sum, not even with its operands swapped.
 
     Raises:
         ValueError: there are not so many sums; see `draw_sums`.
     """
-    pairs = draw_sums(digits, rows, held_out=split == "validation", seed=seed)
+    pairs = draw_sums(digits, rows, held_out=split == "validation", seed=seed, carry_share=carry_share)
     return [
         verl_row(
             data_source="arithmetic",
@@ -198,7 +200,10 @@ def _build_gsm8k(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]
 
 def _build_arithmetic(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     wanted = {"train": options.train_rows, "validation": options.validation_rows}
-    return {split: arithmetic_rows(options.digits, rows, split, seed=options.seed) for split, rows in wanted.items()}
+    return {
+        split: arithmetic_rows(options.digits, rows, split, seed=options.seed, carry_share=options.carry_share)
+        for split, rows in wanted.items()
+    }
 
 
 def _positive(text: str) -> int:
@@ -224,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     arithmetic.add_argument("--train-rows", type=_positive, default=6000)
     arithmetic.add_argument("--validation-rows", type=_positive, default=512)
     arithmetic.add_argument("--seed", type=int, default=0)
+    arithmetic.add_argument("--carry-share", type=float, help="share of sums whose ones carry; default: as they come")
     arithmetic.set_defaults(build=_build_arithmetic)
 
     for command in (gsm8k, arithmetic):

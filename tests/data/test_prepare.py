@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskgrpo_plugin import rewards
-from maskgrpo_plugin.data.arithmetic import draw_sums
+from maskgrpo_plugin.data.arithmetic import draw_sums, has_carry
 from maskgrpo_plugin.data.prepare import main
 
 DATA = Path(os.environ.get("MASKGRPO_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -135,3 +135,14 @@ def test_draw_sums_gives_different_pairs(digits):
         pairs = draw_sums(digits, 10, held_out=held_out, seed=3)
         assert len(set(pairs)) == 10
         assert all(len(str(a)) == len(str(b)) == digits for a, b in pairs)
+
+
+def test_draw_sums_with_a_share_of_carries():
+    pairs = draw_sums(2, 500, held_out=True, seed=3, carry_share=0.6)
+    assert sum(has_carry(a, b) for a, b in pairs) == 300
+    assert len(set(pairs)) == 500
+    assert not any(has_carry(a, b) for a, b in draw_sums(5, 20, held_out=False, seed=3, carry_share=0.0))
+    with pytest.raises(ValueError, match="such sums"):
+        draw_sums(2, 2000, held_out=True, seed=3, carry_share=1.0)
+    with pytest.raises(ValueError, match="carry_share"):
+        draw_sums(2, 20, held_out=True, seed=3, carry_share=1.5)
