@@ -73,9 +73,7 @@ def _draw(
     if digits <= _LARGEST_ENUMERATED:
         pairs = [(a, b) for a in operands for b in operands if belongs(a, b)]
         if rows > len(pairs):
-            raise ValueError(
-                f"{rows} {part} rows asked, but there are {len(pairs)} such sums of {digits} digits"
-            )
+            raise ValueError(f"{rows} {part} rows asked, but there are {len(pairs)} such sums of {digits} digits")
         return rng.sample(pairs, rows)
     limit = len(operands) ** 2 // (2 * VALIDATION_SHARE)
     if rows > limit:
