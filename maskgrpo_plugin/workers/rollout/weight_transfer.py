@@ -4,6 +4,7 @@ Only the description of a bucket travels as a Ray message; verl's own bucketed t
 be imported where vLLM is not installed.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker, shared_memory
@@ -24,12 +25,14 @@ class Bucket:
         size: bytes of the buffer.
         entries: (name, shape, dtype, offset in bytes) of each tensor.
         is_last: nothing follows.
+        sender: process id of the sender.
     """
 
     handle: Any
     size: int
     entries: list[tuple[str, tuple[int, ...], torch.dtype, int]] = field(default_factory=list)
     is_last: bool = False
+    sender: int = field(default_factory=os.getpid)
 
 
 class _SendBuffer:
@@ -109,8 +112,9 @@ def read_bucket(bucket: Bucket, copy: Callable[[str, Tensor], None]) -> None:
     memory = None
     if isinstance(bucket.handle, str):
         memory = shared_memory.SharedMemory(name=bucket.handle)
-        # The sender owns the memory; without this, this process's tracker would free and report it as leaked.
-        resource_tracker.unregister(memory._name, "shared_memory")  # type: ignore[attr-defined]
+        if bucket.sender != os.getpid():
+            # The sender owns the memory; without this, this process's tracker would free and report it as leaked.
+            resource_tracker.unregister(memory._name, "shared_memory")  # type: ignore[attr-defined]
         buffer = torch.frombuffer(memory.buf, dtype=torch.uint8)[: bucket.size]
     else:
         rebuild, arguments = bucket.handle

@@ -1,0 +1,132 @@
+"""The rollout servers: a request's answer depends on the request alone; weights arrive whole or not at all."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ranks
+
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, TransformersServer
+from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
+
+PROMPTS = [[1, 10, 11, 19, 12, 13, 21], [1, 10, 19, 12, 21], [1, 14, 15, 16, 19, 12, 13, 17, 21], [1, 10, 11, 19, 12]]
+
+
+def make_server(folder, cls=DiffusionServer, *overrides):
+    name = "quickstart" if cls is DiffusionServer else "quickstart_ar"
+    config = ranks.compose_config(folder, "actor_rollout_ref.rollout.load_format=auto", *overrides, name=name)
+    return cls(config.actor_rollout_ref.rollout, config.actor_rollout_ref.model, 0)
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+async def ask(server, numbers, temperature):
+    requests = [server.generate(f"r{n}", PROMPTS[n], {"temperature": temperature, "seed": 100 + n}) for n in numbers]
+    return [output.token_ids for output in await asyncio.gather(*requests)]
+
+
+@pytest.mark.parametrize("cls", [DiffusionServer, TransformersServer])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_does_not_depend_on_what_it_is_batched_with(tiny_run, cls, temperature):
+    server = make_server(tiny_run, cls)
+
+    async def go():
+        alone = [(await ask(server, [n], temperature))[0] for n in range(4)]
+        assert (await server.pop_metrics())["batch_fill"] == pytest.approx(1 / server.config.max_num_seqs)
+        together = await ask(server, [3, 1, 0, 2], temperature)
+        return alone, together, await server.pop_metrics()
+
+    alone, together, metrics = run(go())
+    assert together == [alone[n] for n in (3, 1, 0, 2)]
+    assert metrics["requests"] == 4
+    assert all(1 <= len(answer) <= 8 for answer in alone)
+    if cls is DiffusionServer:
+        assert all(len(answer) == 8 for answer in alone)
+        assert server.model.config.mask_token_id not in {token for answer in alone for token in answer}
+
+
+def test_another_seed_gives_another_answer(tiny_run):
+    server = make_server(tiny_run)
+
+    async def go():
+        return [
+            (await server.generate("r", PROMPTS[0], {"temperature": 1.0, "seed": seed})).token_ids for seed in range(4)
+        ]
+
+    assert len({tuple(answer) for answer in run(go())}) > 1
+
+
+def test_answers_tell_the_reveal_step_of_each_token(tiny_run):
+    server = make_server(tiny_run)
+    output = run(server.generate("r", PROMPTS[0], {"temperature": 1.0, "seed": 1}))
+    reveal = output.extra_fields["reveal_step"]
+    assert len(reveal) == len(output.token_ids) == 8
+    assert all(step < 4 for step in reveal[:4])
+    assert output.extra_fields["model_calls"] <= 8
+
+
+def test_weights_arrive_in_small_buckets(tiny_run):
+    source = make_server(tiny_run)
+    server = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.load_format=dummy")
+
+    async def go():
+        with pytest.raises(RuntimeError, match="before it had weights"):
+            await server.generate("r", PROMPTS[0], {"temperature": 0.0, "seed": 1})
+        weights = source.model.state_dict().items()
+        await send_weights(weights, server.receive_bucket, bucket_bytes=2048, device=torch.device("cpu"))
+        return await ask(server, range(4), 1.0), await ask(source, range(4), 1.0)
+
+    got, expected = run(go())
+    assert got == expected
+
+
+def test_a_weight_sync_that_is_not_whole_is_an_error(tiny_run):
+    server = make_server(tiny_run)
+    weights = dict(server.model.state_dict())
+    left_out = "model.transformer.blocks.0.q_proj.weight"
+    partial = [(name, value) for name, value in weights.items() if name != left_out]
+
+    async def send(items):
+        await send_weights(items, server.receive_bucket, bucket_bytes=1 << 20, device=torch.device("cpu"))
+
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.q_proj"):
+        run(send(partial))
+    with pytest.raises(KeyError, match="other"):
+        run(send([*weights.items(), ("other.weight", torch.ones(2))]))
+
+
+def test_sleep_waits_for_the_running_batch_and_wake_up_serves_again(tiny_run):
+    server = make_server(tiny_run)
+
+    async def go():
+        before = await ask(server, range(4), 1.0)
+        pending = asyncio.create_task(ask(server, range(4), 1.0))
+        await asyncio.sleep(0)
+        await server.sleep()
+        await server.wake_up()
+        await server.resume_generation()
+        return before, await pending
+
+    before, after = run(go())
+    assert before == after
+
+
+def test_an_abort_answers_what_waits(tiny_run):
+    server = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.quiet_ms=5000")
+
+    async def go():
+        request = asyncio.create_task(server.generate("r", PROMPTS[0], {"temperature": 0.0, "seed": 1}))
+        await asyncio.sleep(0.05)
+        await server.abort_all_requests()
+        aborted = await request
+        await server.resume_generation()
+        return aborted
+
+    aborted = run(go())
+    assert aborted.stop_reason == "aborted" and aborted.token_ids == []
