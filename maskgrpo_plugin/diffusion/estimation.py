@@ -41,10 +41,13 @@ class EstimationPlan:
 
 @dataclass
 class View:
-    """One forward pass of a level: `noisy` (B, L) is the model's input, `masked` (B, L) the tokens it must explain."""
+    """One forward pass of a level, each (B, L): `noisy` is the model's input, `masked` the tokens it must explain,
+    `maskable` those that might have been masked.
+    """
 
     noisy: torch.Tensor
     masked: torch.Tensor
+    maskable: torch.Tensor
 
 
 def after_first_stop(tokens: torch.Tensor, response: torch.Tensor, stop_token_ids: list[int]) -> torch.Tensor:
@@ -117,5 +120,5 @@ def level_views(
             prompt_mask_ratio=plan.prompt_mask_ratio,
             complement=complement,
         )
-        views.append(View(noised.noisy, noised.masked))
+        views.append(View(noised.noisy, noised.masked, maskable))
     return views, attended

@@ -15,12 +15,15 @@ def _clip_range(config: Any) -> tuple[float, float]:
     return low, high
 
 
-def _ratio_metrics(log_ratio: torch.Tensor, clipped: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """Summarise ratios over `mask`: mean ratio, largest |log ratio|, clip fraction, k1 estimate of KL(old‖new)."""
+def _ratio_metrics(
+    log_prob: torch.Tensor, log_ratio: torch.Tensor, clipped: torch.Tensor, mask: torch.Tensor
+) -> dict[str, float]:
+    """Over `mask`: mean log-probability and ratio, largest |log ratio|, clip fraction, k1 estimate of KL(old‖new)."""
     with torch.no_grad():
         masked = mask.bool()
         largest = log_ratio.abs().masked_fill(~masked, 0.0).max() if log_ratio.numel() else log_ratio.new_zeros(())
         return {
+            "actor/log_prob_mean": masked_mean(log_prob, mask).item(),
             "actor/ratio_mean": masked_mean(log_ratio.exp(), mask).item(),
             "actor/log_ratio_abs_max": largest.item(),
             "actor/pg_clipfrac": masked_mean(clipped.float(), mask).item(),
@@ -61,7 +64,9 @@ def maskgrpo_loss(
     if rollout_is_weights is not None:
         losses = losses * rollout_is_weights
     loss = agg_loss(losses, response_mask, loss_agg_mode, **config.global_batch_info)
-    return loss, _ratio_metrics(log_ratio.detach(), clipped.detach() > unclipped.detach(), response_mask)
+    return loss, _ratio_metrics(
+        log_prob.detach(), log_ratio.detach(), clipped.detach() > unclipped.detach(), response_mask
+    )
 
 
 def maskgrpo_gmpo_loss(
@@ -98,7 +103,7 @@ def maskgrpo_gmpo_loss(
     batch_size = info.get("global_batch_size") or sequence_loss.numel()
     loss = sequence_loss.sum() / batch_size * info.get("dp_size", 1)
     was_clipped = (sign * clamped.detach() < sign * log_ratio.detach()) & (sign != 0)
-    return loss, _ratio_metrics(log_ratio.detach(), was_clipped, response_mask)
+    return loss, _ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)
 
 
 def register() -> None:

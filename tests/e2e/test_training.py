@@ -51,22 +51,30 @@ def actor_weights(checkpoint):
 
 
 def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
-    common = [f"quickstart_dir={tiny_run}", *SMALL, "trainer.save_freq=1", "actor_rollout_ref.actor.optim.lr=1e-3"]
+    common = [
+        f"quickstart_dir={tiny_run}",
+        *SMALL,
+        "trainer.save_freq=1",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "algorithm.estimation.reference_sync_steps=2",
+    ]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     metrics = train(
         tiny_run, whole, "quickstart", *common, "trainer.total_training_steps=3", f"trainer.default_local_dir={whole}"
     )
     resumed_options = [f"trainer.default_local_dir={stopped}", "trainer.resume_mode=auto"]
-    train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=1")
+    train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=2")
     resumed = train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=3")
-    assert sorted(resumed) == [2, 3]
-    for step in (2, 3):
-        assert resumed[step]["critic/score/mean"] == metrics[step]["critic/score/mean"]
-        assert resumed[step]["actor/kl_loss"] == pytest.approx(metrics[step]["actor/kl_loss"], abs=1e-6)
+    assert sorted(resumed) == [3]
+    assert resumed[3]["critic/score/mean"] == metrics[3]["critic/score/mean"]
+    assert resumed[3]["actor/kl_loss"] == pytest.approx(metrics[3]["actor/kl_loss"], abs=1e-6)
     expected, got = actor_weights(whole / "global_step_3"), actor_weights(stopped / "global_step_3")
     assert sorted(expected) == sorted(got)
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=0)
+
+    assert metrics[2]["actor/level_1/kl_loss"] > 0.0
+    assert metrics[3]["actor/level_1/kl_loss"] == pytest.approx(0.0, abs=1e-9)  # the reference was synchronised
 
     first = metrics[1]
     assert first["actor/level_1/log_ratio_abs_max"] == 0.0

@@ -179,6 +179,18 @@ def test_log_probabilities_are_of_the_masked_tokens_alone(batch, one_rank):
     assert (one_rank["tail"]["old"][1] != 0).sum() > (one_rank["one_level"]["old"][1] != 0).sum()
 
 
+def test_each_level_logs_its_masked_share_and_log_probability(batch, one_rank):
+    plain = one_rank["plain"]
+    length = sum(int(row_tensors(batch, row)[1].sum()) for row in range(8))
+    for level in range(2):
+        values = plain["old"][..., level]
+        share = plain["metrics"][f"level_{level + 1}/masked_share"]
+        assert sum(share) / len(share) == pytest.approx((values != 0).sum().item() / length, abs=0.05)
+    first = plain["old"][..., 0]
+    logged = plain["metrics"]["level_1/log_prob_mean"][0]
+    assert logged == pytest.approx(first[first != 0].mean().item(), abs=0.1)
+
+
 def test_coupled_masks_cover_every_token_once(batch, one_rank):
     for row in range(8):
         _, flags = row_tensors(batch, row)

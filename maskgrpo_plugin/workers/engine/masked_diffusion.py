@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.fsdp_utils import get_init_weight_context_manager, merged_lora_context, normalize_peft_param_name
+from verl.utils.metric import AggregationType, Metric
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -148,6 +149,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         in_loss = torch.nested.nested_tensor_from_jagged(masked[is_response], responses.offsets())
         data["response_mask"] = in_loss
         data["loss_mask"] = in_loss
+        data["maskable_tokens"] = views[0].maskable.sum(-1)
         for key in ("old_log_probs", "ref_log_prob"):
             if key in data.keys() and data[key].dim() == 3:
                 data[key] = torch.nested.nested_tensor_from_jagged(data[key].values()[..., level], data[key].offsets())
@@ -174,6 +176,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
                     model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
                 )
                 loss = loss * tu.get_non_tensor_data(micro_batch, "level_weight", default=1.0)
+                share = micro_batch["loss_mask"].values().sum() / micro_batch["maskable_tokens"].sum().clamp(min=1)
+                metrics["masked_share"] = Metric(value=share.item(), aggregation=AggregationType.MEAN)
         return loss, {"model_output": detach_tree(model_output), "loss": loss.detach().item(), "metrics": metrics}
 
     def _score(self, micro_batch: TensorDict) -> dict[str, torch.Tensor]:
