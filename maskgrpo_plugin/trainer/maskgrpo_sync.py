@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -46,6 +46,16 @@ def mask_keys(rows: Sequence[int], sessions: Sequence[int], sharing: str) -> lis
 
 
 @register_trainer("maskgrpo_sync")
+def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean over the samples that have it of each number in their `reward_extra_info`, as `reward/<name>`."""
+    values: dict[str, list[float]] = {}
+    for info in infos:
+        for name, value in info.items():
+            if isinstance(value, int | float):
+                values.setdefault(name, []).append(float(value))
+    return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}
+
+
 class MaskGRPOTrainer(PPOTrainerSync):
     """Synchronous MaskGRPO (arXiv 2510.02880): rollouts, rewards, old and reference log-probabilities of every mask
     level, advantages, then μ updates in the order of the levels.
@@ -161,6 +171,13 @@ class MaskGRPOTrainer(PPOTrainerSync):
         if every and self.use_reference_policy and self.global_steps % every == 0:
             self.actor_rollout_wg.sync_reference()
         return batch
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
+        """verl's metrics, and the mean of every number that the reward manager gave, as `reward/…`."""
+        super()._compute_metrics(batch, metrics, *args, **kwargs)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        infos = [extra.get("reward_extra_info", {}) for extra in data["extra_fields"]]
+        metrics.update(mean_reward_components(infos))
 
     def _save_checkpoint(self) -> None:
         if self._keeps_reference():

@@ -82,6 +82,8 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
     assert first["actor/level_1/mask_ratio"] == pytest.approx(0.8)
     assert first["actor/level_2/mask_ratio"] == pytest.approx(0.999)
     assert first["rollout/requests"] == 16
+    assert first["reward/acc"] == first["critic/score/mean"] and first["reward/reward_failed"] == 0.0
+    assert first["actor/level_1/masked_share"] > 0.5
     assert {"rollout/tokens_per_s", "rollout/model_calls_per_token", "rollout/batch_fill"} <= set(first)
 
 

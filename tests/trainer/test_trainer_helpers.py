@@ -1,6 +1,6 @@
 """Who shares a mask, by `mask_sharing`."""
 
-from maskgrpo_plugin.trainer.maskgrpo_sync import mask_keys
+from maskgrpo_plugin.trainer.maskgrpo_sync import mask_keys, mean_reward_components
 
 ROWS, SESSIONS = [7, 7, 9, 9], [0, 1, 0, 1]
 
@@ -17,3 +17,8 @@ def test_group_shares_within_the_group():
 
 def test_sample_shares_with_nobody():
     assert len(set(mask_keys(ROWS, SESSIONS, "sample"))) == 4
+
+
+def test_reward_components_are_averaged_over_the_samples_that_have_them():
+    infos = [{"acc": 1, "format": 0.5}, {"acc": 0.0, "note": "text"}, {}]
+    assert mean_reward_components(infos) == {"reward/acc": 0.5, "reward/format": 0.5}
