@@ -45,7 +45,6 @@ def mask_keys(rows: Sequence[int], sessions: Sequence[int], sharing: str) -> lis
     return [combine_seed(int(row), int(session)) for row, session in zip(rows, sessions, strict=True)]
 
 
-@register_trainer("maskgrpo_sync")
 def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean over the samples that have it of each number in their `reward_extra_info`, as `reward/<name>`."""
     values: dict[str, list[float]] = {}
@@ -56,6 +55,7 @@ def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, floa
     return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}
 
 
+@register_trainer("maskgrpo_sync")
 class MaskGRPOTrainer(PPOTrainerSync):
     """Synchronous MaskGRPO (arXiv 2510.02880): rollouts, rewards, old and reference log-probabilities of every mask
     level, advantages, then μ updates in the order of the levels.
