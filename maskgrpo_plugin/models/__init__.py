@@ -3,11 +3,16 @@
 
 def register() -> None:
     """Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the plugin's models; idempotent."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-    from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
-    from maskgrpo_plugin.models.llada.modeling_llada import LLaDAModelLM
+    from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
+    from maskgrpo_plugin.models.mmada import MMadaConfig, MMadaModelLM
 
-    AutoConfig.register("llada", LLaDAConfig, exist_ok=True)
-    AutoModel.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
-    AutoModelForCausalLM.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
+    models: tuple[tuple[type[PretrainedConfig], type[PreTrainedModel]], ...] = (
+        (LLaDAConfig, LLaDAModelLM),
+        (MMadaConfig, MMadaModelLM),
+    )
+    for config, model in models:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)

@@ -1,0 +1,299 @@
+"""What a family is: the numbers read from config and tokenizer, and how its prompts are laid out."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from maskgrpo_plugin.models.special_tokens import mask_token_problem, stop_token_ids
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class ImageTokenizerConfig(Protocol):
+    """What a family must know of an image tokenizer; `MAGVITv2Config` has it."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes that the tokenizer has."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of an image; ValueError for sides it does not divide."""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Where the image tokens lie in the vocabulary.
+
+    Attributes:
+        offset: id of code 0.
+        codebook_size: codes, whose ids follow one another.
+        count: tokens of an image at the checkpoint's resolution.
+    """
+
+    offset: int
+    codebook_size: int
+    count: int
+
+    @property
+    def vocab_slice(self) -> tuple[int, int]:
+        """(start, stop) of the ids of image tokens."""
+        return self.offset, self.offset + self.codebook_size
+
+    def to_tokens(self, codes: Tensor) -> Tensor:
+        """Token ids of codes in [0, codebook size), any shape.
+
+        Raises:
+            ValueError: a code outside the codebook.
+        """
+        self._check(codes, 0, "code")
+        return codes + self.offset
+
+    def to_codes(self, tokens: Tensor) -> Tensor:
+        """Codes of the ids of image tokens, any shape.
+
+        Raises:
+            ValueError: an id that is no image token.
+        """
+        self._check(tokens, self.offset, "token id")
+        return tokens - self.offset
+
+    def _check(self, values: Tensor, first: int, kind: str) -> None:
+        if values.numel() and not first <= int(values.min()) <= int(values.max()) < first + self.codebook_size:
+            low, high = int(values.min()), int(values.max())
+            raise ValueError(f"image {kind}s {low} to {high}: allowed are {first} to {first + self.codebook_size - 1}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the canvas that follows it, as token ids.
+
+    Attributes:
+        prompt_ids: P tokens that stay.
+        prompt_mask: P, 1 = token, 0 = padding.
+        response_ids: R tokens after them: the mask token where the model is to write, and what stands between and
+            after (a newline, the end of the image).
+        response_mask: R, 1 where the model is to write.
+        uncond_ids, uncond_mask: P, the prompt without its text, for guidance; empty where the family has none.
+    """
+
+    prompt_ids: tuple[int, ...]
+    prompt_mask: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    response_mask: tuple[int, ...]
+    uncond_ids: tuple[int, ...] = ()
+    uncond_mask: tuple[int, ...] = ()
+
+    @property
+    def canvas_ids(self) -> tuple[int, ...]:
+        """Prompt and response, P + R tokens."""
+        return self.prompt_ids + self.response_ids
+
+    @property
+    def canvas_mask(self) -> tuple[int, ...]:
+        """The attention mask of `canvas_ids`, 1 = token, 0 = padding."""
+        return self.prompt_mask + (1,) * len(self.response_ids)
+
+
+class Family:
+    """A family bound to one checkpoint; subclasses say how it differs.
+
+    Args:
+        config: the checkpoint's transformers config.
+        tokenizer: its transformers tokenizer.
+
+    Attributes:
+        name: of the family.
+        model_types: transformers' `model_type` of its checkpoints.
+        logits_shift: how many positions before a token its logits stand; 1 where a model that was autoregressive
+            still predicts the next token.
+        published_special_tokens: ids by name in the published checkpoints, for tokens that config and tokenizer do
+            not name.
+        mask_token_id: id of the mask token.
+        stop_token_ids: ids that end a text.
+
+    Raises:
+        ValueError: the config names no mask token, or one that cannot be it.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    logits_shift: ClassVar[int] = 0
+    published_mask_token_id: ClassVar[int]
+    published_special_tokens: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(self, config: Any, tokenizer: Any):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vocabulary: int = getattr(config, "embedding_size", None) or config.vocab_size
+        mask = getattr(config, "mask_token_id", None)
+        if mask is None:
+            mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.published_mask_token_id
+        problem = mask_token_problem(mask, self.vocabulary, tokenizer)
+        if problem is not None:
+            raise ValueError(f"config mask_token_id={mask!r}: {problem}")
+        self.mask_token_id: int = mask
+        self.stop_token_ids = stop_token_ids(tokenizer)
+
+    @classmethod
+    def recognises(cls, config: Any, tokenizer: Any) -> bool:
+        """Whether a checkpoint is of this family."""
+        return config.model_type in cls.model_types
+
+    def token_id(self, name: str) -> int:
+        """Id of a special token: the config's `special_token_ids`, else the tokenizer's, else the published one.
+
+        Raises:
+            ValueError: none of them has it, or the id is outside the vocabulary.
+        """
+        given = getattr(self.config, "special_token_ids", None) or {}
+        known = given.get(name, self.tokenizer.get_vocab().get(name, self.published_special_tokens.get(name)))
+        if known is None:
+            raise ValueError(f"special token {name!r}: neither config.special_token_ids nor the tokenizer names it")
+        if not 0 <= known < self.vocabulary:
+            raise ValueError(
+                f"special token {name!r} has the id {known}: allowed are 0 to {self.vocabulary - 1}, the checkpoint's "
+                "vocabulary; name its id in the tokenizer or in config.special_token_ids"
+            )
+        return known
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without anything added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn."""
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self.encode(text)
+
+    def text_to_text(self, messages: Messages, response_length: int) -> Prompt:
+        """A conversation and `response_length` masks for the answer."""
+        return self.finish_text(self.encode_chat(messages), response_length)
+
+    def finish_text(self, prompt_ids: list[int], response_length: int) -> Prompt:
+        """Put `response_length` masks behind unpadded prompt tokens.
+
+        Raises:
+            ValueError: no room for an answer.
+        """
+        if response_length < 1:
+            raise ValueError(f"response_length={response_length}: allowed are 1 or more")
+        return Prompt(
+            prompt_ids=tuple(prompt_ids),
+            prompt_mask=(1,) * len(prompt_ids),
+            response_ids=(self.mask_token_id,) * response_length,
+            response_mask=(1,) * response_length,
+        )
+
+
+class ImageFamily(Family):
+    """A family that also writes and reads images as tokens; subclasses lay out the prompts.
+
+    Attributes:
+        image: where the image tokens lie.
+
+    Raises:
+        ValueError: the image tokens do not fit the vocabulary.
+    """
+
+    published_codebook_size: ClassVar[int] = 8192
+    published_image_tokens: ClassVar[int] = 1024
+    published_text_length: ClassVar[int] = 257
+
+    def __init__(self, config: Any, tokenizer: Any):
+        super().__init__(config, tokenizer)
+        offset = len(tokenizer) + getattr(config, "num_new_special_tokens", 0)
+        codebook = getattr(config, "codebook_size", self.published_codebook_size)
+        if offset + codebook > self.vocabulary:
+            raise ValueError(
+                f"config codebook_size={codebook}: with the {offset} tokens of the tokenizer before it, it passes the "
+                f"vocabulary of {self.vocabulary}; allowed are 1 to {self.vocabulary - offset}"
+            )
+        self.image = ImageTokens(offset, codebook, getattr(config, "num_vq_tokens", self.published_image_tokens))
+        self.text_length: int = getattr(config, "max_text_length", self.published_text_length)
+
+    def image_grid(self, image_tokenizer: ImageTokenizerConfig, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of an image that the checkpoint's image tokenizer makes.
+
+        Args:
+            image_tokenizer: the tokenizer's config.
+            height, width: of the image, in pixels.
+
+        Raises:
+            ValueError: a codebook that is not the checkpoint's, or sides that the tokenizer does not divide.
+        """
+        if image_tokenizer.codebook_size != self.image.codebook_size:
+            raise ValueError(
+                f"the image tokenizer has {image_tokenizer.codebook_size} codes; allowed for this checkpoint are "
+                f"{self.image.codebook_size}, its config's codebook_size"
+            )
+        return image_tokenizer.grid(height, width)
+
+    def default_grid(self) -> tuple[int, int]:
+        """The square grid of the checkpoint's image tokens.
+
+        Raises:
+            ValueError: their number is no square.
+        """
+        side = math.isqrt(self.image.count)
+        if side * side != self.image.count:
+            raise ValueError(f"config num_vq_tokens={self.image.count} is no square; give the grid of the image")
+        return side, side
+
+    @abstractmethod
+    def text_to_image(self, text: str, grid: tuple[int, int] | None = None) -> Prompt:
+        """A text, and masks for the image's tokens.
+
+        Args:
+            text: what the image shows.
+            grid: rows and columns of image tokens; None: `default_grid`.
+
+        Raises:
+            ValueError: the text is longer than the checkpoint's prompts.
+        """
+
+    @abstractmethod
+    def understanding(
+        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+    ) -> Prompt:
+        """An image, a conversation about it, and masks for the answer.
+
+        Args:
+            codes: the image's codes in [0, codebook size), row by row.
+            messages: the conversation; the last message is the user's.
+            response_length: tokens of the answer.
+            grid: rows and columns of the image; None: a square.
+
+        Raises:
+            ValueError: a code outside the codebook, codes that fill no such grid, or no room for an answer.
+        """
+
+    def image_token_ids(self, codes: Sequence[int]) -> list[int]:
+        """Token ids of an image's codes.
+
+        Raises:
+            ValueError: no codes, or one outside the codebook.
+        """
+        wrong = [code for code in codes if not 0 <= code < self.image.codebook_size]
+        if wrong or not codes:
+            shown = wrong[0] if wrong else "none"
+            raise ValueError(f"image codes ({shown}): allowed are 0 to {self.image.codebook_size - 1}")
+        return [code + self.image.offset for code in codes]
+
+    def check_text_length(self, text: str, used: int) -> None:
+        """Raise ValueError where a prompt of `used` tokens passes the checkpoint's text length."""
+        if used > self.text_length:
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            raise ValueError(
+                f"the prompt {shown!r} takes {used} tokens with its special tokens; allowed are {self.text_length}, "
+                "the text length of the checkpoint"
+            )
+
+
+def pad_left(ids: list[int], length: int, pad_token_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Pad tokens on the left to `length`; returns the ids and their mask (1 = token, 0 = padding)."""
+    missing = length - len(ids)
+    return (pad_token_id,) * missing + tuple(ids), (0,) * missing + (1,) * len(ids)

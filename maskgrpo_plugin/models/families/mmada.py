@@ -1,0 +1,77 @@
+"""MMaDA (arXiv 2505.15809): text and images in one vocabulary, prompts of a fixed length before an image."""
+
+from collections.abc import Sequence
+
+from maskgrpo_plugin.models.families.base import ImageFamily, Messages, Prompt, pad_left
+
+PAD = "[iPAD]"
+TEXT_TO_IMAGE = "<|t2i|>"
+UNDERSTANDING = "<|mmu|>"
+IMAGE_START, IMAGE_END = "<|soi|>", "<|eoi|>"
+
+
+class MMaDAFamily(ImageFamily):
+    """MMaDA's models. The ids below are those of LLaDA's reserved tokens that MMaDA took."""
+
+    name = "mmada"
+    model_types = ("mmada",)
+    published_mask_token_id = 126336
+    published_special_tokens = {  # noqa: RUF012
+        IMAGE_START: 126084,
+        IMAGE_END: 126085,
+        TEXT_TO_IMAGE: 126088,
+        UNDERSTANDING: 126089,
+        PAD: 126093,
+    }
+
+    def text_to_image(self, text: str, grid: tuple[int, int] | None = None) -> Prompt:
+        """`[iPAD]`…, `<|t2i|>`, bos, text, eos to the text length; `<|soi|>`; image tokens; `<|eoi|>`.
+
+        See `ImageFamily.text_to_image`; the unconditional prompt is the same with an empty text.
+        """
+        rows, columns = grid or self.default_grid()
+        prompt_ids, prompt_mask = self._opening(text)
+        uncond_ids, uncond_mask = self._opening("")
+        count = rows * columns
+        return Prompt(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=(self.mask_token_id,) * count + (self.token_id(IMAGE_END),),
+            response_mask=(1,) * count + (0,),
+            uncond_ids=uncond_ids,
+            uncond_mask=uncond_mask,
+        )
+
+    def understanding(
+        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+    ) -> Prompt:
+        """`<|mmu|>`, `<|soi|>`, image tokens, `<|eoi|>`, the conversation with its bos, masks for the answer.
+
+        See `ImageFamily.understanding`; the layout does not depend on the grid.
+        """
+        if grid is not None and grid[0] * grid[1] != len(codes):
+            raise ValueError(f"{len(codes)} image codes do not fill a grid of {grid[0]} × {grid[1]}")
+        chat = self.encode_chat(messages)
+        bos = self._bos()
+        ids = [
+            self.token_id(UNDERSTANDING),
+            self.token_id(IMAGE_START),
+            *self.image_token_ids(codes),
+            self.token_id(IMAGE_END),
+            *([] if chat[:1] == [bos] else [bos]),
+            *chat,
+        ]
+        return self.finish_text(ids, response_length)
+
+    def _opening(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens up to and with `<|soi|>`, and their mask."""
+        eos = self.tokenizer.eos_token_id
+        ids = [self.token_id(TEXT_TO_IMAGE), self._bos(), *self.encode(text), eos]
+        self.check_text_length(text, len(ids))
+        ids.append(self.token_id(IMAGE_START))
+        return pad_left(ids, self.text_length + 1, self.token_id(PAD))
+
+    def _bos(self) -> int:
+        if self.tokenizer.bos_token_id is None or self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer names no bos or no eos token; MMaDA's prompts need both")
+        return self.tokenizer.bos_token_id
