@@ -173,17 +173,58 @@ class SamplerSettings(BaseConfig):
 
 
 @dataclass
+class ImageSettings(BaseConfig):
+    """Images that the rollout makes; unused where the data asks for none.
+
+    Attributes:
+        tokenizer_path: folder of the MAGVIT-v2 checkpoint that turns image tokens into pixels.
+        height, width: of the images in pixels; None for both: the checkpoint's square of image tokens.
+        contact_sheet_rows: completions of each validation that are drawn as a contact sheet, for each agent-loop
+            worker; 0 for none.
+    """
+
+    tokenizer_path: str | None = None
+    height: int | None = None
+    width: int | None = None
+    contact_sheet_rows: int = 32
+
+    def __post_init__(self):
+        for key in ("height", "width"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"actor_rollout_ref.rollout.image.{key}", value, "allowed: pixels, 1 or more")
+        if (self.height is None) != (self.width is None):
+            raise ConfigError("actor_rollout_ref.rollout.image.width", self.width, "set height and width, or neither")
+
+    def grid(self, family: Any, image_tokenizer: Any) -> tuple[int, int]:
+        """Rows and columns of image tokens.
+
+        Args:
+            family: the checkpoint's `ImageFamily`.
+            image_tokenizer: the image tokenizer's config.
+
+        Raises:
+            ValueError: sides that the tokenizer does not divide.
+        """
+        if self.height is None or self.width is None:
+            return family.default_grid()
+        return family.image_grid(image_tokenizer, self.height, self.width)
+
+
+@dataclass
 class DiffusionRolloutConfig(RolloutConfig):
     """verl's rollout section with the sampler and the batching of the plugin's servers.
 
     Attributes:
         sampler: see `SamplerSettings`.
+        image: see `ImageSettings`.
         max_wait_ms: how long a server waits for more requests before it runs a batch that is not full, in ms; the
             largest batch is verl's `max_num_seqs`.
         quiet_ms: such a batch also runs once no request has come for so long, in ms.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    image: ImageSettings = field(default_factory=ImageSettings)
     max_wait_ms: float = 1000.0
     quiet_ms: float = 20.0
 

@@ -66,6 +66,39 @@ def masked_log_probs(
     return log_probs, entropy
 
 
+def sliced_log_probs(
+    hidden: Tensor,
+    project: Callable[[Tensor], Tensor],
+    target_ids: Tensor,
+    vocab_slice: tuple[int, int],
+    *,
+    chunk_size: int = 1024,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`masked_log_probs` where text and image tokens are mixed: the softmax of a target within `vocab_slice` is over
+    that slice alone (arXiv 2510.02880: images over the codebook), of any other over the whole vocabulary.
+
+    Args, returns, errors: as `masked_log_probs`, in the order of `target_ids`.
+    """
+    inside = (target_ids >= vocab_slice[0]) & (target_ids < vocab_slice[1])
+    order = torch.cat([inside.nonzero().squeeze(-1), (~inside).nonzero().squeeze(-1)])
+    pieces = [
+        masked_log_probs(
+            hidden[part],
+            project,
+            target_ids[part],
+            chunk_size=chunk_size,
+            with_entropy=with_entropy,
+            vocab_slice=columns,
+        )
+        for part, columns in ((inside, vocab_slice), (~inside, None))
+    ]
+    back = order.argsort()
+    log_probs = torch.cat([piece[0] for piece in pieces])[back]
+    entropies = [piece[1] for piece in pieces if piece[1] is not None]
+    return log_probs, torch.cat(entropies)[back] if with_entropy else None
+
+
 def _select_vocabulary(logits: Tensor, rows: int, vocab_slice: tuple[int, int] | None) -> Tensor:
     """The part (n, V') of the logits (n, V) that the softmax is over."""
     if logits.dim() != 2 or logits.shape[0] != rows:

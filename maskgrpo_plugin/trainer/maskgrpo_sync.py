@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +173,14 @@ class MaskGRPOTrainer(PPOTrainerSync):
         if every and self.use_reference_policy and self.global_steps % every == 0:
             self.actor_rollout_wg.sync_reference()
         return batch
+
+    def _validate(self) -> dict[str, float]:
+        """verl's validation; images that it made are drawn as a contact sheet in the run's folder."""
+        metrics = super()._validate()
+        if hasattr(self.agent_loop_manager, "pop_images"):
+            folder = Path(self.config.trainer.default_local_dir).expanduser() / "images"
+            log_contact_sheet(self.agent_loop_manager.pop_images(), self.logger, folder, self.global_steps)
+        return metrics
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         """verl's metrics, and the mean of every number that the reward manager gave, as `reward/…`."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskgrpo_plugin.diffusion.likelihood import masked_log_probs
+from maskgrpo_plugin.diffusion.likelihood import masked_log_probs, sliced_log_probs
 
 N, D, V = 23, 8, 50
 
@@ -165,3 +165,21 @@ def test_errors_name_the_argument(change, message):
     arguments = {"hidden": hidden, "project": lambda h: h @ weight.T, "target_ids": targets}
     with pytest.raises(ValueError, match=message):
         masked_log_probs(**(arguments | change))
+
+
+def test_mixed_targets_are_scored_in_their_own_vocabulary():
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 6, generator=g, requires_grad=True)
+    head = torch.randn(6, 20, generator=g)
+    targets = torch.tensor([3, 12, 15, 0, 11, 19, 14, 9, 10])
+    log_probs, entropy = sliced_log_probs(
+        hidden, lambda rows: rows @ head, targets, (10, 16), chunk_size=2, with_entropy=True
+    )
+    logits = hidden @ head
+    for n, target in enumerate(targets.tolist()):
+        row = logits[n, 10:16].log_softmax(-1) if 10 <= target < 16 else logits[n].log_softmax(-1)
+        expected = row[target - 10] if 10 <= target < 16 else row[target]
+        torch.testing.assert_close(log_probs[n], expected)
+        torch.testing.assert_close(entropy[n], -(row.exp() * row).sum())
+    log_probs.sum().backward()
+    assert (hidden.grad.abs().sum(-1) > 0).all()

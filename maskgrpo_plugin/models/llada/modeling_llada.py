@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from maskgrpo_plugin.diffusion.likelihood import masked_log_probs, sliced_log_probs
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
 
 
@@ -229,7 +230,8 @@ class LLaDAModelLM(PreTrainedModel):
             logits_positions: (B, L) bool; the head runs at these N positions only, row by row.
             target_ids: (N,) tokens at those positions; then log-probabilities come instead of logits.
             with_entropy: also the entropies there.
-            vocab_slice: (start, stop) softmax over these columns of the head only.
+            vocab_slice: (start, stop) of the image tokens: a target among them is scored by a softmax over these
+                columns alone, any other by one over the whole vocabulary.
             chunk_size: positions a chunk of the head.
             use_cache, return_dict, kwargs: accepted for transformers' callers; a diffusion model keeps no cache.
 
@@ -252,11 +254,14 @@ class LLaDAModelLM(PreTrainedModel):
         chosen = hidden[logits_positions]
         if target_ids is None:
             return MaskedDiffusionOutput(logits=self.project(chosen), hidden_states=hidden)
-        from maskgrpo_plugin.diffusion.likelihood import masked_log_probs
-
-        log_probs, entropy = masked_log_probs(
-            chosen, self.project, target_ids, chunk_size=chunk_size, with_entropy=with_entropy, vocab_slice=vocab_slice
-        )
+        if vocab_slice is None:
+            log_probs, entropy = masked_log_probs(
+                chosen, self.project, target_ids, chunk_size=chunk_size, with_entropy=with_entropy
+            )
+        else:
+            log_probs, entropy = sliced_log_probs(
+                chosen, self.project, target_ids, vocab_slice, chunk_size=chunk_size, with_entropy=with_entropy
+            )
         return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy, hidden_states=hidden)
 
     @classmethod

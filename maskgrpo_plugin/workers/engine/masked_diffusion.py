@@ -19,6 +19,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree
 
 from maskgrpo_plugin.diffusion.estimation import EstimationPlan, level_views
+from maskgrpo_plugin.models.families import ImageFamily, build_family
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
 
 
@@ -77,6 +78,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         with init_context():
             module = AutoModelForCausalLM.from_pretrained(self.model_config.local_path, dtype=dtype, config=hf_config)
         module.to(dtype)
+        family = build_family(hf_config, self.model_config.tokenizer)
+        self._image_slice = family.image.vocab_slice if isinstance(family, ImageFamily) else None
         if self.model_config.enable_gradient_checkpointing:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return module
@@ -197,6 +200,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
                 logits_positions=masked,
                 target_ids=targets[masked],
                 with_entropy=with_entropy,
+                vocab_slice=self._image_slice,
             )
             scores = {"log_probs": output.log_probs, "entropy": output.entropy if with_entropy else None}
             for name, values in scores.items():

@@ -10,12 +10,15 @@ from typing import Any
 
 @dataclass
 class Request:
-    """One generation request; `kind` names what may share a batch (for example its sampling options)."""
+    """One generation request; `kind` names what may share a batch (for example its sampling options), `payload` is
+    whatever else the batch's function needs of it.
+    """
 
     prompt_ids: list[int]
     seed: int
     kind: Hashable
     future: asyncio.Future = field(repr=False)
+    payload: Any = None
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -82,10 +85,10 @@ class DynamicBatcher:
         self._worker: asyncio.Task | None = None
         self.metrics = BatchingMetrics()
 
-    async def submit(self, prompt_ids: list[int], *, seed: int, kind: Hashable) -> Any:
+    async def submit(self, prompt_ids: list[int], *, seed: int, kind: Hashable, payload: Any = None) -> Any:
         """Queue one request and wait for its result; an error of its batch is raised here."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(kind, deque()).append(Request(prompt_ids, seed, kind, future))
+        self._waiting.setdefault(kind, deque()).append(Request(prompt_ids, seed, kind, future, payload))
         self._changed.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve())

@@ -13,8 +13,10 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.rollout.replica import TokenOutput
 
 from maskgrpo_plugin.diffusion.samplers import build_sampler
+from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.workers.rollout.batching import DynamicBatcher, Request
+from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, pad_left
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ class RolloutServer:
         sampling_params: dict[str, Any],
         image_data: list[Any] | None = None,
         video_data: list[Any] | None = None,
+        canvas_ids: Sequence[int] | None = None,
+        uncond_ids: Sequence[int] = (),
         **_: Any,
     ) -> TokenOutput:
         """Generate one response.
@@ -77,31 +81,33 @@ class RolloutServer:
             prompt_ids: prompt tokens.
             sampling_params: verl's (`temperature`, optional `max_tokens`) and an optional whole-number `seed`; the
                 same prompt, settings and seed give the same response whatever else is in the batch.
+            canvas_ids: for an image, the response's tokens with mask tokens where the image goes.
+            uncond_ids: for an image under guidance, the prompt without its text.
 
         Returns:
-            Response tokens; `extra_fields` holds `reveal_step`, `model_calls` and `global_steps`.
+            Response tokens; `extra_fields` holds `reveal_step`, `model_calls` and `global_steps`, and for an image
+            `image` (H, W, 3) uint8 where the server has an image tokenizer.
         """
         seed = sampling_params.get("seed")
         seed = zlib.crc32(str(request_id).encode()) if seed is None else int(seed)
-        kind = (float(sampling_params.get("temperature", self.config.temperature)),)
-        output = await self.batcher.submit(list(prompt_ids), seed=seed, kind=kind)
+        image = None if canvas_ids is None else ImageRequest(tuple(canvas_ids), tuple(uncond_ids))
+        temperature = float(sampling_params.get("temperature", self.config.temperature))
+        kind = (temperature, 0 if image is None else len(image.canvas_ids))
+        output = await self.batcher.submit(list(prompt_ids), seed=seed, kind=kind, payload=image)
         output.extra_fields["global_steps"] = self.global_steps
         return output
 
     def _run(self, batch: Sequence[Request]) -> list[TokenOutput]:
         if not self.has_weights:
             raise RuntimeError(f"rollout replica {self.replica_rank} was asked to generate before it had weights")
-        width = max(len(request.prompt_ids) for request in batch)
-        input_ids = torch.full((len(batch), width), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, request in enumerate(batch):
-            input_ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            attention_mask[row, width - len(request.prompt_ids) :] = 1
+        width = max(max(len(r.prompt_ids), len(r.payload.uncond_ids) if r.payload else 0) for r in batch)
+        input_ids, attention_mask = pad_left([tuple(r.prompt_ids) for r in batch], width, self.pad_token_id)
         padded = bool((attention_mask == 0).any())
         generators = [torch.Generator(self.device).manual_seed(request.seed) for request in batch]
         temperature: float = batch[0].kind[0]  # type: ignore[index]
         with torch.inference_mode():
             outputs = self._generate(
+                batch,
                 input_ids.to(self.device),
                 attention_mask.to(self.device) if padded else None,
                 generators,
@@ -119,6 +125,7 @@ class RolloutServer:
 
     def _generate(
         self,
+        batch: Sequence[Request],
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         generators: list[torch.Generator],
@@ -204,51 +211,81 @@ class RolloutServer:
 
 
 class DiffusionServer(RolloutServer):
-    """Serves a masked diffusion model with the sampler of `rollout.sampler`."""
+    """Serves a masked diffusion model with the sampler of `rollout.sampler`: text, and images where its family has any."""
 
-    def _generate(self, input_ids, attention_mask, generators, temperature):
-        sampler = build_sampler(
-            self.config.sampler.name,
-            **self.config.sampler.options(
-                response_length=self.config.response_length,
-                temperature=temperature,
-                stop_token_ids=self.stop_token_ids,
-            ),
+    def __init__(self, config: Any, model_config: Any, replica_rank: int):
+        super().__init__(config, model_config, replica_rank)
+        family: Any = build_family(self.model_config.hf_config, self.tokenizer)
+        self.family = family
+        self.image_decoder: Any = None
+        if self.config.image.tokenizer_path:
+            self.image_decoder = ImageDecoder(self.config.image.tokenizer_path, family, self.device)
+            self.grid = self.config.image.grid(self.family, self.image_decoder.model.config)
+
+    def _generate(self, batch, input_ids, attention_mask, generators, temperature):
+        options = self.config.sampler.options(
+            response_length=self.config.response_length, temperature=temperature, stop_token_ids=self.stop_token_ids
         )
+        start = input_ids.shape[1]
+        extra: dict[str, Any] = {}
+        if batch[0].payload is not None:
+            input_ids, attention_mask, extra = self._image_canvas(batch, input_ids, attention_mask)
+            options["vocab_slice"] = self.family.image.vocab_slice
+        sampler: Any = build_sampler(self.config.sampler.name, **options)
         output = sampler.generate(
             self.model,
             input_ids,
             attention_mask,
-            mask_token_id=self.model_config.hf_config.mask_token_id,
+            mask_token_id=self.family.mask_token_id,
             generator=generators,
+            **extra,
         )
         self.batcher.metrics.model_calls += int(output.model_calls)
-        row_calls = output.row_model_calls.tolist()
-        self.batcher.metrics.row_model_calls += sum(row_calls)
-        start = input_ids.shape[1]
-        responses = output.sequences[:, start:].tolist()
+        calls = output.row_model_calls.tolist()
+        self.batcher.metrics.row_model_calls += sum(calls)
+        responses = output.sequences[:, start:]
         reveals = output.reveal_step[:, start:].tolist()
+        fields = [{"reveal_step": reveal, "model_calls": n} for reveal, n in zip(reveals, calls, strict=True)]
+        if batch[0].payload is not None and self.image_decoder is not None:
+            for field, image in zip(fields, self._decode_images(batch, responses), strict=True):
+                field["image"] = image
         return [
-            TokenOutput(
-                token_ids=response,
-                stop_reason="completed",
-                extra_fields={"reveal_step": reveal, "model_calls": calls},
-            )
-            for response, reveal, calls in zip(responses, reveals, row_calls, strict=True)
+            TokenOutput(token_ids=response, stop_reason="completed", extra_fields=field)
+            for response, field in zip(responses.tolist(), fields, strict=True)
         ]
+
+    def _image_canvas(
+        self, batch: Sequence[Request], input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Prompts (B, P) with their canvases, the mask of both, and the sampler's unconditional prompts."""
+        canvas = torch.tensor([request.payload.canvas_ids for request in batch], device=self.device)
+        tokens = torch.cat([input_ids, canvas], dim=1)
+        extra = {}
+        if self.config.sampler.cfg_scale > 0:
+            uncond = [request.payload.uncond_ids for request in batch]
+            ids, mask = pad_left(uncond, input_ids.shape[1], self.pad_token_id)
+            extra = {"uncond_input_ids": ids.to(self.device), "uncond_attention_mask": mask.to(self.device)}
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask, torch.ones_like(canvas)], dim=1)
+        return tokens, attention_mask, extra
+
+    def _decode_images(self, batch: Sequence[Request], responses: torch.Tensor) -> list[Any]:
+        """Pixels of each response, (H, W, 3) uint8; all canvases of a batch hold their image tokens at one place."""
+        where = [n for n, token in enumerate(batch[0].payload.canvas_ids) if token == self.family.mask_token_id]
+        return self.image_decoder.decode(responses[:, where], self.grid)
 
 
 class TransformersServer(RolloutServer):
     """Serves an autoregressive transformers model by ancestral sampling with a key-value cache."""
 
-    def _generate(self, input_ids, attention_mask, generators, temperature):
-        batch = input_ids.shape[0]
+    def _generate(self, batch, input_ids, attention_mask, generators, temperature):
+        rows = input_ids.shape[0]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         stops = torch.tensor(self.stop_token_ids, device=self.device)
-        alive = torch.ones(batch, dtype=torch.bool, device=self.device)
+        alive = torch.ones(rows, dtype=torch.bool, device=self.device)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        responses: list[list[int]] = [[] for _ in range(batch)]
+        responses: list[list[int]] = [[] for _ in range(rows)]
         cache, tokens = None, input_ids
         for _ in range(self.config.response_length):
             output = self.model(
@@ -270,7 +307,7 @@ class TransformersServer(RolloutServer):
                 break
             tokens = chosen.unsqueeze(-1)
             positions = positions[:, -1:] + 1
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(batch, 1)], dim=-1)
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(rows, 1)], dim=-1)
         return [
             TokenOutput(token_ids=response, stop_reason="completed", extra_fields={"model_calls": len(response)})
             for response in responses

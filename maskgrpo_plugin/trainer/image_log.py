@@ -1,0 +1,49 @@
+"""Contact sheets of validation: a PNG in the run's folder, and an image in those trackers that show images."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskgrpo_plugin.contact_sheet import contact_sheet
+
+logger = logging.getLogger(__name__)
+
+TAG = "val-images/contact_sheet"
+
+
+def log_contact_sheet(
+    images: Sequence[tuple[int, str, float, np.ndarray]], tracking: Any, folder: Path, step: int
+) -> Path | None:
+    """Draw images with their prompts and scores.
+
+    Args:
+        images: (row, prompt, score, image (H, W, 3) uint8), all images of one size.
+        tracking: verl's Tracking; TensorBoard and Weights & Biases get the sheet, others cannot show images.
+        folder: where `step_<n>.png` is written; made where it is missing.
+        step: the training step.
+
+    Returns:
+        The file, or None where there are no images.
+    """
+    if not images:
+        return None
+    pixels = torch.from_numpy(np.stack([image for *_, image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    sheet = contact_sheet(pixels, [f"{score:.2f} {prompt}" for _, prompt, score, _ in images])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step}.png"
+    sheet.save(path, format="PNG")
+    backends = getattr(tracking, "logger", {})
+    try:
+        if "tensorboard" in backends:
+            backends["tensorboard"].writer.add_image(TAG, np.asarray(sheet), step, dataformats="HWC")
+        if "wandb" in backends:
+            import wandb
+
+            backends["wandb"].log(data={TAG: wandb.Image(sheet)}, step=step)
+    except Exception:
+        logger.exception("the contact sheet of step %d could not be logged; it is at %s", step, path)
+    return path

@@ -1,0 +1,68 @@
+"""Images on the rollout server: what an image request carries, and the decoding of its tokens to pixels in batches."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskgrpo_plugin.models.families import ImageFamily
+from maskgrpo_plugin.models.magvitv2 import MAGVITv2
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What an image request has beside its prompt.
+
+    Attributes:
+        canvas_ids: R tokens after the prompt: mask tokens where the image goes, and its fixed end.
+        uncond_ids: the prompt without its text, for guidance; unpadded, may be empty.
+    """
+
+    canvas_ids: tuple[int, ...]
+    uncond_ids: tuple[int, ...]
+
+
+def pixels_to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) of about [-1, 1] as (B, H, W, 3) uint8; values outside are clipped."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def pad_left(rows: list[tuple[int, ...]], width: int, padding: int) -> tuple[Tensor, Tensor]:
+    """Pad rows of tokens on the left; two (B, width): tokens, and their mask with 1 = token."""
+    tokens = torch.full((len(rows), width), padding)
+    mask = torch.zeros_like(tokens)
+    for number, row in enumerate(rows):
+        if row:
+            tokens[number, width - len(row) :] = torch.tensor(row)
+            mask[number, width - len(row) :] = 1
+    return tokens, mask
+
+
+class ImageDecoder:
+    """The image tokenizer of a rollout server.
+
+    Args:
+        path: folder of a MAGVIT-v2 checkpoint.
+        family: the language model's family; names where the image tokens lie.
+        device: where to decode.
+
+    Raises:
+        ValueError: the tokenizer's codebook is not the checkpoint's.
+    """
+
+    def __init__(self, path: str, family: ImageFamily, device: torch.device):
+        self.family = family
+        self.model: Any = MAGVITv2.from_pretrained(path).to(device).eval().requires_grad_(False)
+        if self.model.config.codebook_size != family.image.codebook_size:
+            raise ValueError(
+                f"the image tokenizer at {path} has {self.model.config.codebook_size} codes; the checkpoint's config "
+                f"has codebook_size={family.image.codebook_size}"
+            )
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> list[np.ndarray]:
+        """Image tokens (B, h·w) as B arrays (H, W, 3) uint8."""
+        pixels = self.model.decode_code(self.family.image.to_codes(tokens), grid)
+        return list(pixels_to_uint8(pixels).cpu().numpy())
