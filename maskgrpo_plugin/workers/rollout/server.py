@@ -211,7 +211,7 @@ class RolloutServer:
 
 
 class DiffusionServer(RolloutServer):
-    """Serves a masked diffusion model with the sampler of `rollout.sampler`: text, and images where its family has any."""
+    """Serves a masked diffusion model with the sampler of `rollout.sampler`: text, and images of families with them."""
 
     def __init__(self, config: Any, model_config: Any, replica_rank: int):
         super().__init__(config, model_config, replica_rank)
