@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 RESOLVER = "maskgrpo.preflight"
-DIFFUSION_MODEL_TYPES = ("llada",)
+DIFFUSION_MODEL_TYPES = ("llada", "mmada")
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 PLUGIN_ROLLOUTS = ("masked_diffusion", "transformers")
 
@@ -42,6 +42,7 @@ def preflight(config: DictConfig) -> bool:
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
         checks[3:3] = [_check_estimation, _check_unsupported]
+        checks.append(_check_images)
     for check in checks:
         check(config)
     return True
@@ -203,7 +204,7 @@ def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: 
     override = model.get("override_config", {}).get("mask_token_id")
     mask_token_id = published.get("mask_token_id") if override is None else override
     tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(str(model.tokenizer_path or path)))
-    vocabulary = published.get("embedding_size") or published["vocab_size"]
+    vocabulary = published.get("new_vocab_size") or published.get("embedding_size") or published["vocab_size"]
     problem = mask_token_problem(mask_token_id, vocabulary, tokenizer)
     if problem:
         raise _error("actor_rollout_ref.model.override_config.mask_token_id", mask_token_id, problem)
@@ -266,6 +267,90 @@ def _check_sampler(config: DictConfig) -> None:
         except SamplerOptionError as error:
             key = keys.get(error.option, f"actor_rollout_ref.rollout.sampler.{error.option}")
             raise _error(key, error.value, str(error.allowed)) from None
+
+
+def _modalities(config: DictConfig) -> dict[str, list[Any]]:
+    """Rows of the data by modality other than text, as (prompt messages, extra_info)."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, list[Any]] = {}
+    for key in ("train_files", "val_files"):
+        value = config.data[key]
+        for name in value if isinstance(value, ListConfig) else [value]:
+            if "://" in str(name) or not str(name).endswith(".parquet"):
+                continue
+            table = pq.read_table(os.path.expanduser(str(name)))
+            if not {"extra_info", config.data.prompt_key} <= set(table.column_names):
+                continue
+            infos = table["extra_info"].to_pylist()
+            if not any((info or {}).get("modality") for info in infos):
+                continue
+            for messages, info in zip(table[config.data.prompt_key].to_pylist(), infos, strict=True):
+                modality = info.get("modality") or "text"
+                if modality != "text":
+                    found.setdefault(modality, []).append((messages, info))
+    return found
+
+
+def _check_images(config: DictConfig) -> None:
+    """Where rows ask for images: a family that has them, a tokenizer that fits it, and prompts that fit both."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from maskgrpo_plugin.config import ImageSettings
+    from maskgrpo_plugin.models.families import ImageFamily, build_family
+    from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
+    from maskgrpo_plugin.workers.agent_loop import build_prompt
+
+    rows = _modalities(config)
+    path = os.path.expanduser(str(config.actor_rollout_ref.model.path))
+    if not rows or not os.path.isdir(path):
+        return
+    rollout = config.actor_rollout_ref.rollout
+    try:
+        family = build_family(AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+    except ValueError as error:
+        raise _error("actor_rollout_ref.model.path", path, str(error)) from None
+    if not isinstance(family, ImageFamily):
+        raise _error(
+            "actor_rollout_ref.model.path", path, f"the data asks for {', '.join(rows)}; {family.name} has none"
+        )
+    image = ImageSettings(**{key: rollout.image[key] for key in rollout.image if key != "_target_"})
+    grid = None
+    if "t2i" in rows:
+        if rollout.sampler.name == "semi_autoregressive":
+            raise _error("actor_rollout_ref.rollout.sampler.name", rollout.sampler.name, "for images: emerge, maskgit")
+        if not image.tokenizer_path or not (Path(image.tokenizer_path).expanduser() / "config.json").is_file():
+            raise _error(
+                "actor_rollout_ref.rollout.image.tokenizer_path",
+                image.tokenizer_path,
+                "the folder of the image tokenizer's checkpoint, with its config.json",
+            )
+        tokenizer_config = MAGVITv2Config.from_pretrained(image.tokenizer_path)
+        if tokenizer_config.codebook_size != family.image.codebook_size:
+            raise _error(
+                "actor_rollout_ref.rollout.image.tokenizer_path",
+                image.tokenizer_path,
+                f"it has {tokenizer_config.codebook_size} codes, the model's config {family.image.codebook_size}",
+            )
+        try:
+            grid = image.grid(family, tokenizer_config)
+        except ValueError as error:
+            raise _error("actor_rollout_ref.rollout.image.height", image.height, str(error)) from None
+    for modality, found in rows.items():
+        for messages, info in found:
+            try:
+                prompt = build_prompt(family, messages, info, config.data.max_response_length, grid)
+            except (ValueError, KeyError) as error:
+                raise _error("data.train_files", info.get("index"), f"a row of modality {modality}: {error}") from None
+            visible = sum(prompt.prompt_mask)
+            if visible > config.data.max_prompt_length:
+                raise _error("data.max_prompt_length", config.data.max_prompt_length, f"a prompt has {visible} tokens")
+            if len(prompt.response_ids) != config.data.max_response_length:
+                raise _error(
+                    "data.max_response_length",
+                    config.data.max_response_length,
+                    f"an image takes {len(prompt.response_ids)} tokens with its end",
+                )
 
 
 def required_ray_cpus(config: DictConfig) -> int:
