@@ -241,6 +241,7 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
         command += ["--cap-drop", "ALL", *(part for name in _CAPABILITIES for part in ("--cap-add", f"CAP_{name}"))]
     else:
         command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    command += ["--size", str(config.file_mb << 20), "--perms", "1777", "--tmpfs", "/tmp"]
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
             command += ["--symlink", os.readlink(folder), folder]
@@ -252,7 +253,6 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
         if not folder.startswith("/usr/") and folder != "/usr":
             command += ["--ro-bind", folder, folder]
     command += ["--ro-bind", _INSIDE, _SHOWN_INSIDE, "--proc", "/proc", "--dev", "/dev"]
-    command += ["--size", str(config.file_mb << 20), "--perms", "1777", "--tmpfs", "/tmp"]
     return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 
@@ -262,13 +262,14 @@ def _nsjail(folders: list[str], config: SandboxConfig) -> list[str]:
     command += ["--user", str(NOBODY), "--group", str(NOBODY), "--time_limit", "0", "--keep_env", "--cwd", "/tmp"]
     for name in ("as", "core", "cpu", "fsize", "nofile", "nproc", "stack"):
         command += [f"--rlimit_{name}", "hard"]
+    command += ["--mount", f"none:/tmp:tmpfs:size={config.file_mb << 20},mode=1777"]
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", *folders):
         if os.path.exists(folder):
             command += ["--bindmount_ro", folder]
     for device in ("null", "zero", "full", "random", "urandom"):
         command += ["--bindmount", f"/dev/{device}"]
     command += ["--bindmount_ro", f"{_INSIDE}:{_SHOWN_INSIDE}"]
-    return [*command, "--mount", f"none:/tmp:tmpfs:size={config.file_mb << 20},mode=1777", "--"]
+    return [*command, "--"]
 
 
 _PREFIXES = {"bubblewrap": _bubblewrap, "nsjail": _nsjail}

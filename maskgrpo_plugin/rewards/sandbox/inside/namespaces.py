@@ -110,14 +110,14 @@ def _build_root(folders: list[str], tmp_mb: int) -> None:
     if libc.pivot_root(b".", b"old") != 0:
         _fail("pivot_root")
     os.chdir("/")
+    for folder in ("/proc", "/tmp"):
+        os.mkdir(folder)
+    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={tmp_mb}m,nr_inodes=4096,mode=1777")
     for path in (*_SYSTEM_FOLDERS, *_SYSTEM_FILES, *sorted(folders)):
         _show(path)
     os.mkdir("/dev")
     for device in _DEVICES:
         _show(f"/dev/{device}", device=True)
-    for folder in ("/proc", "/tmp"):
-        os.makedirs(folder, exist_ok=True)
-    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={tmp_mb}m,nr_inodes=4096,mode=1777")
     try:
         _mount("proc", "/proc", "proc", _RDONLY | _NOSUID | _NODEV | _NOEXEC)
     except OSError:
