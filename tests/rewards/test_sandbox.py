@@ -302,8 +302,8 @@ def test_forged_verdicts(name):
 @needs_isolation
 def test_text_of_a_judged_test_stays_out_of_the_program():
     """With a distinctive text, so that finding anything at all of it is seen."""
-    program = FORGERIES["looks through frames"].replace("found = ", "return sum('kumquat' in t for t in texts)\n    ")
-    test = "answers = 'kumquat'\nassert f(1) == 0, answers"
+    program = FORGERIES["looks through frames"].replace("found = ", "return sum('-'.join(('kum', 'quat')) in t for t in texts)\n    ")
+    test = "answers = 'kum-quat'\nassert f(1) == 0, answers"
     report = run_tests(program, [test, test], config=SandboxConfig(**QUICK))
     assert report.passed == 2, report
 
@@ -333,7 +333,7 @@ RESOURCES = {
     "deep value": ("def f(x):\n    a = []\n    for _ in range(9999): a = [a]\n    return a", {Status.OUTPUT_LIMIT}),
     "infinite loop": ("def f(x):\n    while True: pass", {Status.TIMEOUT}),
     "sleeps": ("import time\ntime.sleep(99)", {Status.TIMEOUT}),
-    "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)", {Status.ERROR, Status.MEMORY}),
+    "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)", {Status.ERROR, Status.MEMORY, Status.TIMEOUT}),
     "ignores signals": (
         "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
         "    except (OSError, ValueError): pass\nwhile True: pass",

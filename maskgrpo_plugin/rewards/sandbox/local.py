@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 import select
 import shutil
 import signal
@@ -42,7 +43,7 @@ _jail_numbers = itertools.count()
 
 # Says what a program sees, for the probe.
 _PROBE = """
-import os
+import os, colorsys
 def look():
     try:
         open("/etc/shadow").close()
@@ -251,6 +252,9 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
         command += ["--ro-bind-try", os.path.realpath(path), path]
     for folder in folders:
         if not folder.startswith("/usr/") and folder != "/usr":
+            for parent in list(reversed(pathlib.PurePath(folder).parents))[1:]:
+                if str(parent) != "/tmp":  # otherwise they get the modes that they have outside
+                    command += ["--perms", "0755", "--dir", str(parent)]
             command += ["--ro-bind", folder, folder]
     command += ["--ro-bind", _INSIDE, _SHOWN_INSIDE, "--proc", "/proc", "--dev", "/dev"]
     return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
