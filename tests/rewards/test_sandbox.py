@@ -262,7 +262,7 @@ def f(x):
 """,
     "threads that write": """
 import threading, os, json, struct
-body = json.dumps({"reply": {"value": 2}}).encode()
+body = json.dumps({"reply": {"value": 5, "status": "passed"}}).encode()
 def spam():
     while True:
         for fd in range(3, 12):
@@ -289,20 +289,19 @@ def f(x):
 @pytest.mark.parametrize("name", FORGERIES)
 @needs_isolation
 def test_forged_verdicts(name):
-    """What no program earns by cheating, whatever the form of the test; the last one hears a true answer."""
+    """No program earns anything by cheating, whatever the form of the test."""
     config = SandboxConfig(**QUICK)
     report = run_tests(FORGERIES[name], ALL_TESTS, config=config)
-    expected = [1] if name == "threads that write" else []
-    guessed = [n for n, result in enumerate(report.results) if result.status is Status.PASSED]
-    # A program that answers its calls out of turn has guessed the answer 2, which this one did; nothing else is open.
-    assert set(guessed) <= ({1, 2, 3} if expected else set()), report
+    assert report.passed == 0, report
     assert Status.SANDBOX_ERROR not in report.statuses, report
 
 
 @needs_isolation
 def test_text_of_a_judged_test_stays_out_of_the_program():
     """With a distinctive text, so that finding anything at all of it is seen."""
-    program = FORGERIES["looks through frames"].replace("found = ", "return sum('-'.join(('kum', 'quat')) in t for t in texts)\n    ")
+    program = FORGERIES["looks through frames"].replace(
+        "found = ", "return sum('-'.join(('kum', 'quat')) in t for t in texts)\n    "
+    )
     test = "answers = 'kum-quat'\nassert f(1) == 0, answers"
     report = run_tests(program, [test, test], config=SandboxConfig(**QUICK))
     assert report.passed == 2, report
@@ -333,7 +332,10 @@ RESOURCES = {
     "deep value": ("def f(x):\n    a = []\n    for _ in range(9999): a = [a]\n    return a", {Status.OUTPUT_LIMIT}),
     "infinite loop": ("def f(x):\n    while True: pass", {Status.TIMEOUT}),
     "sleeps": ("import time\ntime.sleep(99)", {Status.TIMEOUT}),
-    "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)", {Status.ERROR, Status.MEMORY, Status.TIMEOUT}),
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
+        {Status.ERROR, Status.MEMORY, Status.TIMEOUT},
+    ),
     "ignores signals": (
         "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
         "    except (OSError, ValueError): pass\nwhile True: pass",
@@ -362,11 +364,9 @@ def test_resources(name, quick):
 LOOKS = {
     "/etc/shadow": "open('/etc/shadow').read()",
     "/etc/passwd": "open('/etc/passwd').read()",
-    "the machine's root": "sorted(set(os.listdir('/')) & {'root', 'home', 'work', 'var', 'opt', 'srv', 'boot', 'sys'})[0]"
-    if not sys.base_prefix.startswith(("/root", "/home", "/opt"))
-    else "os.listdir('/var')",
+    "the machine's folders": "[p for p in ('/var', '/srv', '/boot', '/sys', '/run', '/mnt') if os.path.exists(p)][0]",
     "the environment": "os.environ['SECRET_OF_THE_PARENT']",
-    "another's environment": "[p for p in __import__('glob').glob('/proc/[0-9]*/environ') if b'SECRET' in open(p, 'rb').read()][0]",
+    "another's environment": "[open(f'/proc/{{p}}/environ').read() for p in os.listdir('/proc') if p.isdigit()]",
     "our process": "open('/proc/{pid}/cmdline').read()",
     "supervisor's memory": "open('/proc/1/mem', 'rb')",
     "supervisor's descriptors": "os.listdir('/proc/1/fd')",
@@ -419,7 +419,9 @@ def privileges():
 """
         tests = ["assert look() == []", "assert privileges() == [0, 0, 0, 0, 1, False]"]
         names = ["HOME", "LANG", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PATH"]
-        tests += [f"assert {{'PWD', *environment()}} == {({'PWD', 'PYTHONDONTWRITEBYTECODE', 'PYTHONHASHSEED', *names})}"]
+        tests += [
+            f"assert {{'PWD', *environment()}} == { ({'PWD', 'PYTHONDONTWRITEBYTECODE', 'PYTHONHASHSEED', *names}) }"
+        ]
         report = run_tests(program, tests, config=quick)
     if report.passed != 3:  # say what was reached
         text = run_tests(program, ["assert 0, (look(), privileges(), environment())"], config=quick)
@@ -427,9 +429,8 @@ def privileges():
     assert not os.path.exists("/forged") and not os.path.exists("/usr/bin/forged")
 
 
-@needs_isolation
-def test_nothing_is_left_running():
-    """Daemons that a program starts end with its test."""
+def test_nothing_is_left(quick):
+    """Daemons that a program starts end with its test; its files go as well."""
     program = """
 import os, time
 def f(x):
@@ -440,9 +441,16 @@ def f(x):
     return x
 def count():
     return sum(p.isdigit() for p in os.listdir('/proc'))
+def leave(x):
+    os.makedirs("/tmp/a/b")
+    open("/tmp/a/b/c", "w").close()
+    os.symlink("/usr", "/tmp/link")
+    return os.listdir("/tmp") != []
+def left(): return os.listdir("/tmp")
 """
-    report = run_tests(program, ["assert f(1) == 1", "assert count() == 2"], config=SandboxConfig(**QUICK))
-    assert report.passed == 2, report
+    tests = ["assert f(1) == 1", "assert count() == 2", "assert leave(1) is True", "assert left() == []"]
+    report = run_tests(program, tests, config=quick)
+    assert report.passed == 4, report
     children = subprocess.run(["ps", "-eo", "ppid,comm"], capture_output=True, text=True).stdout.split("\n")
     assert [line for line in children if line.split()[:1] == [str(os.getpid())] and "bwrap" in line] == []
 
@@ -460,7 +468,9 @@ class TestNoIsolation:
         assert "UNISOLATED" in sandbox.active_isolation(config)
         assert "UNISOLATED" in caplog.text
         assert run_tests(SOLUTION, SOLUTION_TESTS, config=config).pass_rate == 1.0
-        program = "import os, time\nif os.fork() == 0: time.sleep(77.5)\ndef f(x): return 2\ndef g(x):\n    while True: pass"
+        program = (
+            "import os, time\nif os.fork() == 0: time.sleep(77.5)\ndef f(x): return 2\ndef g(x):\n    while True: pass"
+        )
         report = run_tests(program, [*ALL_TESTS[:2], "assert g(1) == 1"], config=config)
         assert report.statuses == (Status.PASSED, Status.PASSED, Status.TIMEOUT)
 
@@ -648,7 +658,9 @@ class TestServices:
         assert [report.passed for report in reports] == [0] * 4, reports
 
     def test_the_expected_value_is_not_sent(self, service, provider):
-        assert run_tests("def f(x): return 1", ["assert f(1) == 'kumquat'"], config=_remote(service, provider)).total == 1
+        assert (
+            run_tests("def f(x): return 1", ["assert f(1) == 'kumquat'"], config=_remote(service, provider)).total == 1
+        )
         assert service.requests and "kumquat" not in json.dumps(service.requests)
 
 

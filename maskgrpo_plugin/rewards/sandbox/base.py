@@ -89,7 +89,7 @@ def to_input(job: Job, config: SandboxConfig) -> bytes:
 
 def from_output(data: bytes | bytearray) -> list[Any]:
     """The outcomes that a supervisor wrote; what follows the last whole one is left out."""
-    outcomes = []
+    outcomes: list[Any] = []
     rest = bytearray(data)
     while True:
         try:

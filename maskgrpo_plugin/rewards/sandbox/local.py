@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-_CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL")
+_CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_OVERRIDE")
 _OUTPUT_ROOM = 1 << 20
 _jail_numbers = itertools.count()
 
@@ -228,14 +228,14 @@ def _command(isolation: str, config: SandboxConfig) -> list[str]:
         "tmp_mb": config.file_mb,
     }
     if isolation in ("namespaces", "none"):
-        start = [python, "-s", "-S", "-c", _START.format(folder=os.path.dirname(_INSIDE)), json.dumps(options)]
-        return start
-    start = [python, "-s", "-S", "-c", _START.format(folder=os.path.dirname(_SHOWN_INSIDE)), json.dumps(options)]
-    return _PREFIXES[isolation](folders, config) + start
+        prefix, inside = [], _INSIDE
+    else:
+        prefix, inside = _PREFIXES[isolation](folders, config), _SHOWN_INSIDE
+    return [*prefix, python, "-s", "-S", "-c", _START.format(folder=os.path.dirname(inside)), json.dumps(options)]
 
 
 def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
-    """bwrap's command line up to the command. Root stays root for the supervisor alone, with four capabilities."""
+    """bwrap's command line up to the command. Root stays root for the supervisor alone, with few capabilities."""
     command = [_find("bwrap"), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--die-with-parent", "--as-pid-1", "--hostname", "sandbox"]
     if os.geteuid() == 0:

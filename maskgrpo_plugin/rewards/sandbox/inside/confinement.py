@@ -91,6 +91,7 @@ def confine(limits: Limits, *, uid: int, count_processes: bool) -> None:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     libc.capset(header, bytes(24))
     hide_memory()
+    die_with_parent()
     filter_system_calls()
 
 
@@ -100,8 +101,8 @@ def _limit(what: int, value: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
-# Names, x86-64 number, AArch64 number (None: the architecture has no such call).
-_DENIED: tuple[tuple[str, int | None, int], ...] = (
+# Name, number on x86-64, number on AArch64.
+_DENIED: tuple[tuple[str, int, int], ...] = (
     ("acct", 163, 89),
     ("add_key", 248, 217),
     ("bpf", 321, 280),
@@ -176,8 +177,8 @@ def filter_system_calls() -> bool:
 
 def _filter(machine: str) -> bytes:
     """The filter in classic BPF, 8 bytes an instruction."""
-    column = 1 if machine == "x86_64" else 2
-    denied = [row[column] for row in _DENIED if row[column] is not None]
+    column = 0 if machine == "x86_64" else 1
+    numbers = [(x86, arm)[column] for _, x86, arm in _DENIED]
 
     def step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, if_true, if_false, value)
@@ -185,8 +186,8 @@ def _filter(machine: str) -> bytes:
     steps = [step(_LOAD, 4), step(_EQUAL, _ARCHITECTURES[machine], 1, 0), step(_RETURN, _KILL), step(_LOAD, 0)]
     if machine == "x86_64":
         steps += [step(_AT_LEAST, 0x40000000, 0, 1), step(_RETURN, _KILL)]  # the x32 interface has other numbers
-    for number in denied:
-        steps += [step(_EQUAL, number or 0, 0, 1), step(_RETURN, _ERRNO | _EPERM)]
+    for number in numbers:
+        steps += [step(_EQUAL, number, 0, 1), step(_RETURN, _ERRNO | _EPERM)]
     steps += [step(_EQUAL, _CLONE3, 0, 1), step(_RETURN, _ERRNO | _ENOSYS)]  # its flags are out of sight: use clone
     steps += [step(_EQUAL, _CLONE[machine], 0, 3), step(_LOAD, 16), step(_ANY_BIT, _NEW_NAMESPACES, 0, 1)]
     steps += [step(_RETURN, _ERRNO | _EPERM), step(_RETURN, _ALLOW)]

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+from .confinement import die_with_parent
 from .supervisor import supervise
 
 CANNOT_ISOLATE = 97
@@ -20,6 +21,7 @@ def main(options: str) -> None:
     """
     given = json.loads(options)
     uid = given["uid"]
+    die_with_parent()
     if given["jail"]:
         from .namespaces import enter
 

@@ -12,6 +12,7 @@ import gc
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from .confinement import Limits, adopt_orphans, confine, hide_memory
 INPUT_LIMIT = 64 << 20
 _MESSAGE_ROOM = 4096
 _POLL_S = 0.05
+_SCRATCH = "/tmp"
 # Modules that a test may use without importing them.
 _USUAL_MODULES = ("math", "re", "collections", "itertools", "functools", "random", "string", "datetime", "decimal")
 
@@ -213,6 +215,7 @@ class Supervisor:
                     break
             while _reap_one(wait=True):
                 pass
+            _empty(_SCRATCH)
             return
         for _ in range(1000):
             found = _descendants(os.getpid())
@@ -231,9 +234,13 @@ class Supervisor:
         return found[0]
 
     def _write(self, outcome: dict[str, Any]) -> None:
-        frame = memoryview(to_frame(outcome, INPUT_LIMIT))
-        while frame:
-            frame = frame[os.write(self.sink, frame) :]
+        try:
+            frame = to_frame(outcome, INPUT_LIMIT)
+        except (CodecError, RecursionError):  # sent by the program, read by a hair, and too deep to be written
+            frame = to_frame(
+                {"status": "error", "detail": "no outcome", "duration": outcome["duration"]}, _MESSAGE_ROOM
+            )
+        _write_all(self.sink, frame)
 
 
 def supervise(*, uid: int, isolated: bool) -> None:
@@ -270,8 +277,7 @@ def _program_process(job: int, outcome: int | None, judge: int, limits: Limits) 
     except BaseException as failure:
         detail = "{name}: {text}".format(**describe_exception(failure))
         frame = to_frame({"status": "error", "detail": detail}, _MESSAGE_ROOM)
-    while frame:
-        frame = frame[os.write(outcome, frame) :]
+    _write_all(outcome, frame)
     os._exit(0)
 
 
@@ -333,10 +339,8 @@ def _names_for(source: str, side: JudgeSide) -> dict[str, Any]:
 
 def _give(descriptor: int, job: dict[str, Any]) -> None:
     """Hand a process what it is to run; one that is dead already is found out by its missing outcome."""
-    frame = memoryview(to_frame(job, INPUT_LIMIT))
     try:
-        while frame:
-            frame = frame[os.write(descriptor, frame) :]
+        _write_all(descriptor, to_frame(job, INPUT_LIMIT))
     except BrokenPipeError:
         pass
     finally:
@@ -355,6 +359,12 @@ def _read_job(descriptor: int) -> Any:
     return found[0]
 
 
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def _read_exactly(descriptor: int, count: int) -> bytes:
     data = b""
     while len(data) < count:
@@ -371,6 +381,18 @@ def _close_all_but(keep: list[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, 4096)
+
+
+def _empty(folder: str) -> None:
+    """Remove what a test left in a folder, as far as that is possible; its limit on size holds in any case."""
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+    except Exception:
+        pass  # permissions, nesting beyond the recursion limit: the program harms its own tests alone
 
 
 def _reap_one(*, wait: bool = False) -> bool:
@@ -403,4 +425,3 @@ def _descendants(root: int) -> list[int]:
         last = len(found)
         found |= {process for process, parent in parents.items() if parent in found}
     return sorted(found - {root})
-
