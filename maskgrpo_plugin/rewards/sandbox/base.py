@@ -1,6 +1,8 @@
 """What the providers have in common: a job, and the small interface by which one is run."""
 
 import abc
+import functools
+import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,8 @@ from maskgrpo_plugin.rewards.sandbox.inside.codec import CodecError, from_frame,
 from maskgrpo_plugin.rewards.sandbox.inside.supervisor import INPUT_LIMIT
 
 START_UP_S = 10.0
+# The modules of `inside`, each after those that it imports.
+_MODULES = ("codec", "confinement", "calls", "namespaces", "supervisor", "entry")
 
 
 class SandboxFailure(Exception):
@@ -57,6 +61,13 @@ class Sandbox(abc.ABC):
         Raises:
             RuntimeError: nothing isolates, and the configuration does not allow to run unisolated.
         """
+
+
+@functools.cache
+def inside_sources() -> dict[str, str]:
+    """The text of each module that runs inside a sandbox, in the order in which they can be run."""
+    folder = importlib.resources.files("maskgrpo_plugin.rewards.sandbox.inside")
+    return {name: folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
 
 
 def to_input(job: Job, config: SandboxConfig) -> bytes:

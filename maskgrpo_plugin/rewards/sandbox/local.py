@@ -1,10 +1,11 @@
 """The provider `local`: processes on this machine, jailed by bubblewrap, nsjail or namespaces of our own."""
 
 import asyncio
-import importlib.util
+import functools
 import itertools
 import json
 import logging
+import marshal
 import os
 import pathlib
 import select
@@ -19,15 +20,37 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from maskgrpo_plugin.rewards.sandbox.base import START_UP_S, Job, Sandbox, SandboxFailure, from_output, to_input
+from maskgrpo_plugin.rewards.sandbox.base import (
+    START_UP_S,
+    Job,
+    Sandbox,
+    SandboxFailure,
+    from_output,
+    inside_sources,
+    to_input,
+)
 from maskgrpo_plugin.rewards.sandbox.config import KEY, SandboxConfig
 from maskgrpo_plugin.rewards.sandbox.inside.confinement import FIRST_PRIVATE_UID, NOBODY
 
 logger = logging.getLogger(__name__)
 
-_INSIDE = os.path.dirname(importlib.util.find_spec("maskgrpo_plugin.rewards.sandbox.inside").origin)  # type: ignore
-_SHOWN_INSIDE = "/sandbox/inside"
-_START = "import sys; sys.path[0] = {folder!r}; from inside.entry import main; del sys.path[0]; main(sys.argv[1])"
+# Reads the compiled modules of `inside` from standard input and starts; what follows there is for the supervisor.
+_START = """
+import marshal, os, sys
+def read(count):
+    data = b""
+    while len(data) < count:
+        data += os.read(0, count - len(data)) or sys.exit("the input ended early")
+    return data
+package = sys.modules["inside"] = type(sys)("inside")
+package.__path__ = []
+for name, code in marshal.loads(read(int.from_bytes(read(4), "big"))):
+    module = sys.modules["inside." + name] = type(sys)("inside." + name)
+    module.__package__ = "inside"
+    exec(code, module.__dict__)
+del sys.path[0]
+sys.modules["inside.entry"].main(sys.argv[1])
+"""
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -154,7 +177,7 @@ def run_jail(job: Job, config: SandboxConfig, isolation: str) -> list[Any]:
         SandboxFailure: the jail could not be started, or overran the time for all tests.
     """
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as complaints:
-        source.write(to_input(job, config))
+        source.write(_compiled() + to_input(job, config))
         source.seek(0)
         try:
             process = subprocess.Popen(
@@ -227,11 +250,16 @@ def _command(isolation: str, config: SandboxConfig) -> list[str]:
         "folders": folders,
         "tmp_mb": config.file_mb,
     }
-    if isolation in ("namespaces", "none"):
-        prefix, inside = [], _INSIDE
-    else:
-        prefix, inside = _PREFIXES[isolation](folders, config), _SHOWN_INSIDE
-    return [*prefix, python, "-s", "-S", "-c", _START.format(folder=os.path.dirname(inside)), json.dumps(options)]
+    prefix = _PREFIXES[isolation](folders, config) if isolation in _PREFIXES else []
+    return [*prefix, python, "-s", "-S", "-c", _START, json.dumps(options)]
+
+
+@functools.cache
+def _compiled() -> bytes:
+    """The modules of `inside` for the same Python in a sandbox, which then need not compile them each time."""
+    codes = [(name, compile(text, f"<{name}>", "exec")) for name, text in inside_sources().items()]
+    data = marshal.dumps(codes)
+    return len(data).to_bytes(4, "big") + data
 
 
 def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
@@ -256,7 +284,7 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
                 if str(parent) != "/tmp":  # otherwise they get the modes that they have outside
                     command += ["--perms", "0755", "--dir", str(parent)]
             command += ["--ro-bind", folder, folder]
-    command += ["--ro-bind", _INSIDE, _SHOWN_INSIDE, "--proc", "/proc", "--dev", "/dev"]
+    command += ["--proc", "/proc", "--dev", "/dev"]
     return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 
@@ -272,7 +300,6 @@ def _nsjail(folders: list[str], config: SandboxConfig) -> list[str]:
             command += ["--bindmount_ro", folder]
     for device in ("null", "zero", "full", "random", "urandom"):
         command += ["--bindmount", f"/dev/{device}"]
-    command += ["--bindmount_ro", f"{_INSIDE}:{_SHOWN_INSIDE}"]
     return [*command, "--"]
 
 

@@ -5,7 +5,6 @@ import asyncio
 import base64
 import functools
 import importlib
-import importlib.resources
 import json
 import logging
 import secrets
@@ -16,13 +15,20 @@ from typing import Any
 
 import aiohttp
 
-from maskgrpo_plugin.rewards.sandbox.base import START_UP_S, Job, Sandbox, SandboxFailure, from_output, to_input
+from maskgrpo_plugin.rewards.sandbox.base import (
+    START_UP_S,
+    Job,
+    Sandbox,
+    SandboxFailure,
+    from_output,
+    inside_sources,
+    to_input,
+)
 from maskgrpo_plugin.rewards.sandbox.config import SandboxConfig
 
 logger = logging.getLogger(__name__)
 
 _FUSION_ROOM_MB = 512
-_MODULES = ("codec", "confinement", "calls", "supervisor", "entry")
 _UID = 65534
 
 # Makes the modules of `inside` from their text, and starts.
@@ -82,9 +88,7 @@ def render(job: Job, config: SandboxConfig, mark: str) -> str:
 
 @functools.cache
 def _loader() -> str:
-    folder = importlib.resources.files("maskgrpo_plugin.rewards.sandbox.inside")
-    sources = {name: folder.joinpath(f"{name}.py").read_text() for name in _MODULES}
-    packed = base64.b64encode(zlib.compress(json.dumps(sources).encode())).decode()
+    packed = base64.b64encode(zlib.compress(json.dumps(inside_sources()).encode())).decode()
     return _LOADER.format(sources=packed, options=json.dumps({"jail": False, "isolated": False, "uid": _UID}))
 
 

@@ -6,12 +6,17 @@ the program in the other process. What comes back is a plain value, compared whe
 that claim to be equal to everything earn nothing.
 """
 
+from __future__ import annotations
+
 import builtins
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
 
 from .codec import CodecError, decode, encode, from_frame, to_frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 MESSAGE_LIMIT = 4 << 20
 _MAX_HANDLES = 100_000
@@ -40,24 +45,28 @@ class Channel:
         """Send a request and return the reply; requests that arrive meanwhile are answered first."""
         self._send({"request": message})
         while True:
-            received = self._receive()
+            received = self.receive()
             if "reply" in received:
                 reply = received["reply"]
                 if not isinstance(reply, dict):
-                    raise self._gone("a reply that is none")
+                    raise self.gone("a reply that is none")
                 return reply
             self._answer(received)
 
     def serve(self) -> None:
         """Answer requests until the other side closes."""
         while True:
-            self._answer(self._receive())
+            self._answer(self.receive())
 
     def _answer(self, received: dict[str, Any]) -> None:
         request = received.get("request")
         if not isinstance(request, dict):
-            raise self._gone("a request that is none")
-        self._send({"reply": self.handle(request)})
+            raise self.gone("a request that is none")
+        self.reply(self.handle(request))
+
+    def reply(self, answer: dict[str, Any]) -> None:
+        """Send a reply."""
+        self._send({"reply": answer})
 
     def _send(self, message: dict[str, Any]) -> None:
         frame = memoryview(to_frame(message, MESSAGE_LIMIT))
@@ -65,25 +74,31 @@ class Channel:
             while frame:
                 frame = frame[os.write(self.descriptor, frame) :]
         except OSError as error:
-            raise self._gone(str(error)) from None
+            raise self.gone(str(error)) from None
 
-    def _receive(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
+        """The next message.
+
+        Raises:
+            ProgramGone: there is none any more, or what came is none.
+        """
         while True:
             try:
                 found = from_frame(self._buffer, MESSAGE_LIMIT)
                 data = b"" if found is not None else os.read(self.descriptor, 1 << 16)
             except (CodecError, OSError) as error:
-                raise self._gone(str(error)) from None
+                raise self.gone(str(error)) from None
             if found is not None:
                 del self._buffer[: found[1]]
                 if not isinstance(found[0], dict):
-                    raise self._gone("a message that is none")
+                    raise self.gone("a message that is none")
                 return found[0]
             if not data:
-                raise self._gone("the program ended")
+                raise self.gone("the program ended")
             self._buffer += data
 
-    def _gone(self, reason: str) -> ProgramGone:
+    def gone(self, reason: str) -> ProgramGone:
+        """The error to raise for a program that cannot be talked to any more."""
         self.broken = True
         return ProgramGone(reason)
 
@@ -211,7 +226,7 @@ class JudgeSide:
         mutable = [a for a in (*arguments, *keywords.values()) if isinstance(a, _MUTABLE)]
         changed = self._decode(reply.get("changed"))
         if not isinstance(changed, list) or len(changed) != len(mutable):
-            raise self.channel._gone("a reply that does not match its call")
+            raise self.channel.gone("a reply that does not match its call")
         for argument, now in zip(mutable, changed, strict=True):
             _assign(argument, now)
         return self._decode(reply.get("value"))
@@ -220,7 +235,7 @@ class JudgeSide:
         """Answer the program's call of a function of the test; nothing else of the test is open to it."""
         number = request.get("callback")
         if not isinstance(number, int) or not 0 <= number < len(self._callbacks):
-            raise self.channel._gone("a call of no function of the test")
+            raise self.channel.gone("a call of no function of the test")
         try:
             value = self._callbacks[number](*self._decode(request.get("arguments")))
             return {"value": self._encode(value)}
@@ -237,7 +252,7 @@ class JudgeSide:
         try:
             return decode(data, self._object_of)
         except CodecError as error:
-            raise self.channel._gone(str(error)) from None
+            raise self.channel.gone(str(error)) from None
 
     def _object_of(self, data: Any) -> Any:
         if not isinstance(data, dict):

@@ -5,14 +5,16 @@ that no method of the program under test (`__eq__` above all) survives the way. 
 of it is up to the caller.
 """
 
-import datetime
-import decimal
-import fractions
+from __future__ import annotations
+
 import json
 import struct
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 MAX_DEPTH = 100
 MAX_NODES = 200_000
@@ -96,6 +98,7 @@ class _Encoder:
         self.nodes = 0
 
     def encode(self, value: Any, depth: int) -> Any:
+        """The data for a value at this depth."""
         self.nodes += 1
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             raise CodecError("the value is nested too deeply or too large")
@@ -104,11 +107,15 @@ class _Encoder:
         for kind, to_data in _TO_DATA:
             if isinstance(value, kind):
                 return to_data(self, value, depth + 1)
+        for kind, to_data in _rarer_kinds():
+            if isinstance(value, kind):
+                return to_data(self, value, depth + 1)
         if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
             return self.encode(value.tolist(), depth + 1)
         return {"t": "opaque", "v": self.opaque(value)}
 
     def items(self, values: Any, depth: int) -> list[Any]:
+        """The data for values, in a list."""
         return [self.encode(value, depth) for value in values]
 
 
@@ -130,31 +137,54 @@ _TO_DATA: tuple[tuple[type, Callable[[_Encoder, Any, int], Any]], ...] = (
     (bytearray, lambda e, v, d: {"t": "bytearray", "v": bytearray.hex(v)}),
     (complex, lambda e, v, d: {"t": "complex", "v": [v.real, v.imag]}),
     (range, lambda e, v, d: {"t": "range", "v": e.items((v.start, v.stop, v.step), d)}),
-    (deque, lambda e, v, d: {"t": "deque", "v": e.items(deque.__iter__(v), d)}),
-    (decimal.Decimal, lambda e, v, d: {"t": "decimal", "v": decimal.Decimal.__str__(v)}),
-    (fractions.Fraction, lambda e, v, d: {"t": "fraction", "v": e.items((v.numerator, v.denominator), d)}),
-    (datetime.datetime, lambda e, v, d: {"t": "datetime", "v": v.isoformat()}),
-    (datetime.date, lambda e, v, d: {"t": "date", "v": v.isoformat()}),
-    (datetime.timedelta, lambda e, v, d: {"t": "timedelta", "v": [v.days, v.seconds, v.microseconds]}),
 )
+# Classes of modules that a program imports first if it has a value of them.
+_TO_DATA_IF_IMPORTED: tuple[tuple[str, str, Callable[[_Encoder, Any, int], Any]], ...] = (
+    ("collections", "deque", lambda e, v, d: {"t": "deque", "v": e.items(list(v), d)}),
+    ("decimal", "Decimal", lambda e, v, d: {"t": "decimal", "v": str(v)}),
+    ("fractions", "Fraction", lambda e, v, d: {"t": "fraction", "v": e.items((v.numerator, v.denominator), d)}),
+    ("datetime", "datetime", lambda e, v, d: {"t": "datetime", "v": v.isoformat()}),
+    ("datetime", "date", lambda e, v, d: {"t": "date", "v": v.isoformat()}),
+    ("datetime", "timedelta", lambda e, v, d: {"t": "timedelta", "v": [v.days, v.seconds, v.microseconds]}),
+)
+
+
+def _rarer_kinds() -> Iterator[tuple[type, Callable[[_Encoder, Any, int], Any]]]:
+    for module, name, to_data in _TO_DATA_IF_IMPORTED:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type):
+            yield kind, to_data
+
+
+def _standard(module: str, name: str) -> Callable[..., Any]:
+    """A class of the standard library, or a method of one, imported when it is called."""
+
+    def make(*arguments: Any) -> Any:
+        found: Any = __import__(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found(*arguments)
+
+    return make
+
 
 _FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "int": lambda text: int(text, 16),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
-    "decimal": decimal.Decimal,
-    "datetime": datetime.datetime.fromisoformat,
-    "date": datetime.date.fromisoformat,
+    "decimal": _standard("decimal", "Decimal"),
+    "datetime": _standard("datetime", "datetime.fromisoformat"),
+    "date": _standard("datetime", "date.fromisoformat"),
 }
 _FROM_ITEMS: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
-    "deque": deque,
+    "deque": _standard("collections", "deque"),
     "complex": lambda items: complex(*items),
     "range": lambda items: range(*items),
-    "fraction": lambda items: fractions.Fraction(*items),
-    "timedelta": lambda items: datetime.timedelta(*items),
+    "fraction": lambda items: _standard("fractions", "Fraction")(*items),
+    "timedelta": lambda items: _standard("datetime", "timedelta")(*items),
 }
 
 

@@ -1,11 +1,11 @@
 """What a process does to itself before it runs untrusted code: limits, no privileges, and fewer system calls."""
 
+from __future__ import annotations
+
 import ctypes
 import os
-import platform
 import resource
 import struct
-from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
@@ -18,7 +18,6 @@ FIRST_PRIVATE_UID = 2_000_000_000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True)
 class Limits:
     """What one test may use; see SandboxConfig for the meaning of each.
 
@@ -30,11 +29,9 @@ class Limits:
         output_kb: KiB printed by the program, and KiB of a value that it returns.
     """
 
-    timeout_s: float
-    memory_mb: int
-    processes: int
-    file_mb: int
-    output_kb: int
+    def __init__(self, timeout_s: float, memory_mb: int, processes: int, file_mb: int, output_kb: int):
+        self.timeout_s, self.memory_mb, self.processes = timeout_s, memory_mb, processes
+        self.file_mb, self.output_kb = file_mb, output_kb
 
 
 def die_with_parent() -> None:
@@ -167,7 +164,7 @@ def filter_system_calls() -> bool:
     Returns:
         whether the kernel took the filter; it has none for this architecture otherwise.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in _ARCHITECTURES:
         return False
     code = _filter(machine)

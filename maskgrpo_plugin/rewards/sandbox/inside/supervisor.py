@@ -6,25 +6,24 @@ text is in the program's memory, and only the supervisor holds the descriptors t
 Input (frames, see codec): a header, then one frame a test. Output: one frame for each test, in order.
 """
 
-import ast
+from __future__ import annotations
+
 import builtins
 import gc
-import importlib
 import os
 import select
-import shutil
 import signal
-import socket
 import sys
 import time
-import types
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from .calls import JudgeSide, ProgramGone, ProgramSide, describe_exception
 from .codec import CodecError, encode, from_frame, to_frame
-from .confinement import Limits, adopt_orphans, confine, hide_memory
+from .confinement import Limits, adopt_orphans, become_user, confine, hide_memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 INPUT_LIMIT = 64 << 20
 _MESSAGE_ROOM = 4096
@@ -34,16 +33,13 @@ _SCRATCH = "/tmp"
 _USUAL_MODULES = ("math", "re", "collections", "itertools", "functools", "random", "string", "datetime", "decimal")
 
 
-@dataclass
 class _Test:
     """One test under way: its processes, the pipe the outcome arrives by, and what it has used."""
 
-    outcome: int
-    output: int
-    processes: list[int]
-    deadline: float
-    received: bytearray = field(default_factory=bytearray)
-    printed: int = 0
+    def __init__(self, outcome: int, output: int, processes: list[int], deadline: float):
+        self.outcome, self.output, self.processes, self.deadline = outcome, output, processes, deadline
+        self.received = bytearray()
+        self.printed = 0
 
 
 class Supervisor:
@@ -92,27 +88,23 @@ class Supervisor:
         outcome_read, outcome_write = os.pipe()
         output_read, output_write = os.pipe()
         program_read, program_write = os.pipe()
-        judge_socket, program_socket = socket.socketpair()
-        started = self._start(
-            lambda: _program_process(program_read, None if judged else outcome_write, program_socket.fileno(), limits),
-            keep=[program_read, program_socket.fileno() if judged else outcome_write],
-            output=output_write,
-            limits=limits,
-        )
-        processes, judge_write = [started], None
-        if judged:
+        mine = [outcome_write, output_write, program_read]
+        judge_write = None
+        if not judged:
+            run = lambda: _evaluate(program_read, outcome_write, limits)  # noqa: E731
+            processes = [self._start(run, keep=[program_read, outcome_write], output=output_write, limits=limits)]
+        else:
+            import socket
+
+            judge_end, program_end = (end.detach() for end in socket.socketpair())
             judge_read, judge_write = os.pipe()
-            judge = self._start(
-                lambda: _judge_process(judge_read, outcome_write, judge_socket.fileno()),
-                keep=[judge_read, outcome_write, judge_socket.fileno()],
-                output=None,
-                limits=limits,
-            )
-            processes.append(judge)
-            os.close(judge_read)
-        judge_socket.close()
-        program_socket.close()
-        for descriptor in (outcome_write, output_write, program_read):
+            run = lambda: _serve(program_read, program_end)  # noqa: E731
+            processes = [self._start(run, keep=[program_read, program_end], output=output_write, limits=limits)]
+            run = lambda: _judge(judge_read, outcome_write, judge_end)  # noqa: E731
+            keep = [judge_read, outcome_write, judge_end]
+            processes.append(self._start(run, keep=keep, output=None, limits=limits))
+            mine += [judge_read, judge_end, program_end]
+        for descriptor in mine:
             os.close(descriptor)
         return _Test(outcome_read, output_read, processes, deadline), program_write, judge_write
 
@@ -248,6 +240,7 @@ def supervise(*, uid: int, isolated: bool) -> None:
     hide_memory()
     if not isolated:
         adopt_orphans()
+        uid = uid if _can_read_library(uid) else os.geteuid()
     source, sink = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -255,15 +248,31 @@ def supervise(*, uid: int, isolated: bool) -> None:
     Supervisor(source, sink, uid=uid, isolated=isolated).run()
 
 
-def _program_process(job: int, outcome: int | None, judge: int, limits: Limits) -> None:
-    """Load the program; evaluate the expression and send its value, or serve the judge where there is no expression."""
+def _can_read_library(uid: int) -> bool:
+    """Whether user `uid` could import Python's own modules, which may lie in the home of another."""
+    process = os.fork()
+    if process == 0:
+        try:
+            become_user(uid)
+            os._exit(0 if os.access(os.__file__, os.R_OK) else 1)
+        finally:
+            os._exit(1)
+    return os.waitpid(process, 0)[1] == 0
+
+
+def _serve(job: int, judge: int) -> None:
+    """Load the program and serve the judge's calls."""
     content = _read_job(job)
     namespace, error = _load(content["program"], content["paths"])
-    if outcome is None:
-        side = ProgramSide(judge, namespace)
-        side.channel._send({"reply": {"raised": describe_exception(error)} if error else {"ready": True}})
-        side.channel.serve()
-        return
+    side = ProgramSide(judge, namespace)
+    side.channel.reply({"raised": describe_exception(error)} if error else {"ready": True})
+    side.channel.serve()
+
+
+def _evaluate(job: int, outcome: int, limits: Limits) -> None:
+    """Load the program, evaluate the test's expression and send its value."""
+    content = _read_job(job)
+    namespace, error = _load(content["program"], content["paths"])
     try:
         if error is not None:
             raise error
@@ -284,7 +293,7 @@ def _program_process(job: int, outcome: int | None, judge: int, limits: Limits) 
 def _load(source: str, paths: list[str]) -> tuple[dict[str, Any], BaseException | None]:
     """Run the program as a module named `solution`: its names, and what it raised if it did."""
     sys.path.extend(paths)
-    module = types.ModuleType("solution")
+    module = type(sys)("solution")
     sys.modules["solution"] = module
     try:
         exec(compile(source, "<program>", "exec"), module.__dict__)
@@ -293,7 +302,7 @@ def _load(source: str, paths: list[str]) -> tuple[dict[str, Any], BaseException 
     return module.__dict__, None
 
 
-def _judge_process(job: int, outcome: int, program: int) -> None:
+def _judge(job: int, outcome: int, program: int) -> None:
     """Run the statements of a test against the program in the other process, and send the verdict."""
     content = _read_job(job)
     sys.path.extend(content["paths"])
@@ -303,7 +312,7 @@ def _judge_process(job: int, outcome: int, program: int) -> None:
 
 def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
     try:
-        loaded = side.channel._receive().get("reply", {})
+        loaded = side.channel.receive().get("reply", {})
         if "raised" in loaded:
             raised = loaded["raised"]
             status = "memory" if raised.get("name") == "MemoryError" else "error"
@@ -322,6 +331,8 @@ def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
 
 def _names_for(source: str, side: JudgeSide) -> dict[str, Any]:
     """Globals for a test: usual modules, and the program's names where the test has no other meaning for them."""
+    import ast
+
     names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
     nodes = list(ast.walk(ast.parse(source)))
     known = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
@@ -331,7 +342,7 @@ def _names_for(source: str, side: JudgeSide) -> dict[str, Any]:
     known |= {n.arg for n in nodes if isinstance(n, ast.arg)} | set(dir(builtins))
     for name in sorted({n.id for n in nodes if isinstance(n, ast.Name)} - known):
         try:
-            names[name] = importlib.import_module(name) if name in _USUAL_MODULES else side.name(name)
+            names[name] = __import__(name) if name in _USUAL_MODULES else side.name(name)
         except NameError:
             continue
     return names
@@ -386,8 +397,11 @@ def _close_all_but(keep: list[int]) -> None:
 def _empty(folder: str) -> None:
     """Remove what a test left in a folder, as far as that is possible; its limit on size holds in any case."""
     try:
-        for entry in os.scandir(folder):
+        entries = list(os.scandir(folder))
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False):
+                import shutil
+
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
