@@ -165,7 +165,8 @@ SIMPLE = "assert f(1) == 2"
 JUDGED = "assert f(1) in (2,)"
 CHECK = "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)"
 CLOSE = "assert abs(f(1) - 2) < 0.1"
-ALL_TESTS = [SIMPLE, JUDGED, CHECK, CLOSE]
+MAPPED = "cases = [(1, 2)]\nassert all(map(lambda case: f(case[0]) == case[1], cases))"
+ALL_TESTS = [SIMPLE, JUDGED, CHECK, CLOSE, MAPPED]
 EVIL = """
 class Evil:
     def __getattr__(self, name): return self
@@ -282,6 +283,7 @@ def f(x):
     return 1
 """,
     "a generator of equals": EVIL + "def f(x):\n    while True: yield Evil()",
+    "ends the test's loop": "def f(x): raise StopIteration",
     "raises what tests expect": "class E(BaseException): pass\ndef f(x): raise E",
 }
 

@@ -244,9 +244,13 @@ class JudgeSide:
 
     def _checked(self, message: dict[str, Any]) -> dict[str, Any]:
         reply = self.channel.request(message)
-        if "raised" in reply:
-            raise make_exception(reply["raised"])
-        return reply
+        if "raised" not in reply:
+            return reply
+        error = make_exception(reply["raised"])
+        if isinstance(error, StopIteration) and message["do"] != "next":
+            # In a test's `all(map(...))` it would end the loop, and the test would pass.
+            raise RuntimeError("the program raised StopIteration")
+        raise error
 
     def _decode(self, data: Any) -> Any:
         try:
