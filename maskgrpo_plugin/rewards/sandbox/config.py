@@ -19,7 +19,8 @@ class SandboxConfig:
         provider: `local` (processes on this machine), `e2b` (E2B's service, or its router where `url` is set) or
             `sandbox_fusion` (needs `url`).
         isolation: local only. `auto` takes the first that works of bubblewrap, nsjail and namespaces of our own.
-        allow_unisolated: local only. Run programs with limits alone where nothing isolates; for code you trust.
+        allow_unisolated: local only. Run programs with limits alone where nothing isolates; for code you trust: it
+            reads what we read, reaches the network, and what it starts may outlive us where we are killed.
         url: where the service listens; router: `http://host:port`, sandbox_fusion: `http://host:port/run_code`.
         api_key: E2B's key; empty: the environment's E2B_API_KEY.
         template: E2B's template; empty: its default.
