@@ -1,0 +1,106 @@
+"""Settings of the sandbox: which one, where, and what a program may use."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+PROVIDERS = ("local", "e2b", "sandbox_fusion")
+ISOLATIONS = ("auto", "bubblewrap", "nsjail", "namespaces")
+KEY = "reward.sandbox"
+SERVICE_CONCURRENCY = 32
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """Section `reward.sandbox` of the configuration.
+
+    Args:
+        provider: `local` (processes on this machine), `e2b` (E2B's service, or its router where `url` is set) or
+            `sandbox_fusion` (needs `url`).
+        isolation: local only. `auto` takes the first that works of bubblewrap, nsjail and namespaces of our own.
+        allow_unisolated: local only. Run programs with limits alone where nothing isolates; for code you trust: it
+            reads what we read, reaches the network, and what it starts may outlive us where we are killed.
+        url: where the service listens; router: `http://host:port`, sandbox_fusion: `http://host:port/run_code`.
+        api_key: E2B's key; empty: the environment's E2B_API_KEY.
+        template: E2B's template; empty: its default.
+        timeout_s: wall-clock seconds for one test, the program's loading included. > 0.
+        total_timeout_s: wall-clock seconds for all tests of one program. >= timeout_s.
+        memory_mb: MiB for the processes of one test. >= 64.
+        processes: processes and threads of one test. >= 2.
+        file_mb: MiB of /tmp, and of one file. >= 1.
+        output_kb: KiB that a test may print, and KiB of the value it may return. >= 1.
+        concurrency: programs under way at once in this process; 0: one for each core, 32 with a service.
+        request_timeout_s: services only. Seconds that a request may take beyond the programs' own time. > 0.
+        retries: services only. Further attempts after a request that failed. >= 0.
+        retry_wait_s: services only. Seconds before the first further attempt; doubles each time. >= 0.
+        batch_size: router only. Most programs in one request. >= 1.
+        python_path: local only. Folders, shown read-only, that programs and tests may import from besides the
+            standard library.
+
+    Raises:
+        ValueError: a value is out of its range; the message names its key.
+    """
+
+    provider: str = "local"
+    isolation: str = "auto"
+    allow_unisolated: bool = False
+    url: str = ""
+    api_key: str = ""
+    template: str = ""
+    timeout_s: float = 5.0
+    total_timeout_s: float = 30.0
+    memory_mb: int = 512
+    processes: int = 16
+    file_mb: int = 16
+    output_kb: int = 256
+    concurrency: int = 0
+    request_timeout_s: float = 30.0
+    retries: int = 2
+    retry_wait_s: float = 1.0
+    batch_size: int = 32
+    python_path: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "python_path", tuple(self.python_path))
+        for name, choices in (("provider", PROVIDERS), ("isolation", ISOLATIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{KEY}.{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        least = {"memory_mb": 64, "processes": 2, "file_mb": 1, "output_kb": 1, "concurrency": 0, "retries": 0}
+        least |= {"batch_size": 1}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{KEY}.{name} must be a whole number of at least {minimum}, not {value!r}")
+        for name in ("timeout_s", "request_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{KEY}.{name} must be more than 0 seconds, not {getattr(self, name)!r}")
+        if not self.total_timeout_s >= self.timeout_s:
+            raise ValueError(f"{KEY}.total_timeout_s must be at least {KEY}.timeout_s, not {self.total_timeout_s!r}")
+        if not self.retry_wait_s >= 0:
+            raise ValueError(f"{KEY}.retry_wait_s must be at least 0 seconds, not {self.retry_wait_s!r}")
+        if self.provider == "sandbox_fusion" and not self.url:
+            raise ValueError(f"{KEY}.url must be set where {KEY}.provider is sandbox_fusion")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"{KEY}.url must start with http:// or https://, not {self.url!r}")
+        for folder in self.python_path:
+            if not os.path.isabs(folder):
+                raise ValueError(f"{KEY}.python_path must hold absolute paths, not {folder!r}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "SandboxConfig":
+        """The settings of a configuration's section.
+
+        Raises:
+            ValueError: there is no setting of that name, or a value is out of its range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown key {KEY}.{name}; available: {', '.join(known)}")
+        return cls(**values)
+
+    @property
+    def workers(self) -> int:
+        """Programs under way at once."""
+        return self.concurrency or (SERVICE_CONCURRENCY if self.provider != "local" else os.cpu_count() or 1)
