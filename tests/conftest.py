@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
 
-def load_example(name: str):
-    """Import examples/quickstart/<name>.py as a module."""
-    path = ROOT / "examples" / "quickstart" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"quickstart_{name}", path)
+def load_example(name: str, folder: str = "quickstart"):
+    """Import examples/<folder>/<name>.py as a module."""
+    path = ROOT / "examples" / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -39,4 +40,35 @@ def tiny_run(tmp_path_factory, make_model):
         tokenizer.save_pretrained(folder / name)
     options = ["--digits", "2", "--train-rows", "64", "--validation-rows", "16", "--seed", "0"]
     assert prepare(["arithmetic", *options, "--output-dir", str(folder / "data")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(tmp_path_factory):
+    """A folder as the digits example's: `model` (MMaDA) and `vq` (MAGVIT-v2) with random weights, and `data`."""
+    from maskgrpo_plugin.data.digits import digit_rows
+    from maskgrpo_plugin.data.prepare import write_parquet
+    from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
+
+    digits = load_example("make_models", "digits")
+    folder = tmp_path_factory.mktemp("digits")
+    recipe = replace(digits.Recipe(), d_model=32, n_layers=2, mlp_hidden_size=64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vq = MAGVITv2(
+            MAGVITv2Config(
+                base_channels=8,
+                channel_multipliers=(1, 2),
+                encoder_blocks=(1, 1),
+                decoder_blocks=(1, 1),
+                code_bits=recipe.code_bits,
+                norm_groups=4,
+            )
+        )
+    vq.save_pretrained(folder / "vq")
+    tokenizer = digits.make_tokenizer()
+    digits.make_model(tokenizer, vq, recipe).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for split, rows in (("train", 40), ("validation", 10)):
+        write_parquet(digit_rows(rows, split), folder / "data" / f"{split}.parquet")
     return folder

@@ -12,14 +12,15 @@ from hydra.core.global_hydra import GlobalHydra
 ROOT = Path(__file__).parents[2]
 
 
-def compose_config(folder, *overrides, name="quickstart"):
-    """The whole config of a run, as verl's entry point composes it."""
+def compose_config(folder, *overrides, name="quickstart", folder_key="quickstart_dir"):
+    """The whole config of a run, as verl's entry point composes it; `folder_key` is the key that gets the folder."""
     import verl.trainer
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         search = f"hydra.searchpath=[file://{Path(verl.trainer.__file__).parent / 'config'}]"
-        return compose(name, overrides=[search, f"quickstart_dir={folder}", *overrides])
+        place = [f"{folder_key}={folder}"] if folder_key else []
+        return compose(name, overrides=[search, *place, *overrides])
 
 
 def make_batch(rows=8, *, seed=0, vocabulary=26, stop_id=2):
@@ -52,7 +53,7 @@ def to_tensordict(batch, rows, **non_tensors):
         "input_ids": jagged([p + r for p, r in zip(pick["prompts"], pick["responses"], strict=True)], torch.long),
         "prompts": jagged(pick["prompts"], torch.long),
         "responses": jagged(pick["responses"], torch.long),
-        "response_mask": jagged([[1] * n for n in length], torch.long),
+        "response_mask": jagged(pick.get("response_mask") or [[1] * n for n in length], torch.long),
         "advantages": jagged([[a] * n for a, n in zip(pick["advantages"], length, strict=True)], torch.float32),
         "mask_key": torch.tensor(pick["mask_key"]),
         "reveal_step": jagged(pick["reveal_step"], torch.long),
@@ -60,7 +61,7 @@ def to_tensordict(batch, rows, **non_tensors):
     return tu.get_tensordict(tensors, non_tensor_dict=non_tensors)
 
 
-def one_step(folder, overrides, batch, *, reference=False):
+def one_step(folder, overrides, batch, **job):
     """Log-probabilities of all levels, then one training step, on this rank's share of the batch.
 
     Returns:
@@ -75,7 +76,7 @@ def one_step(folder, overrides, batch, *, reference=False):
     import maskgrpo_plugin.registration  # noqa: F401
     from maskgrpo_plugin.workers.actor import MaskGRPOWorker
 
-    config = compose_config(folder, *overrides)
+    config = compose_config(folder, *overrides, **job)
     worker = MaskGRPOWorker(config=config.actor_rollout_ref, role="actor")
     worker.init_model()
     estimation = omega_conf_to_dataclass(config.algorithm.estimation)
@@ -109,21 +110,21 @@ def one_step(folder, overrides, batch, *, reference=False):
     return {"old": old.to_padded_tensor(0.0), "metrics": metrics, "weights": weights}
 
 
-def run_ranks(world, folder, overrides, batch, out):
-    """`one_step` on `world` new processes; their results in the order of the ranks."""
+def run_ranks(world, folder, overrides, batch, out, **job):
+    """`one_step` on `world` new processes; their results in the order of the ranks. `job`: see `compose_config`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank_main, args=(world, port, str(folder), list(overrides), batch, str(out)), nprocs=world)
+    mp.spawn(_rank_main, args=(world, port, str(folder), list(overrides), batch, str(out), job), nprocs=world)
     return [torch.load(Path(out) / f"rank_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _rank_main(rank, world, port, folder, overrides, batch, out):
+def _rank_main(rank, world, port, folder, overrides, batch, out, job):
     os.environ.update(
         {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
     torch.set_num_threads(1)
-    results = [one_step(folder, option, batch) for option in overrides]
+    results = [one_step(folder, option, batch, **job) for option in overrides]
     Path(out).mkdir(parents=True, exist_ok=True)
     torch.save(results, Path(out) / f"rank_{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,0 +1,192 @@
+"""Images through the server, the agent loop's prompts and the training worker, on a small MMaDA with random weights."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ranks
+
+from maskgrpo_plugin.config import ConfigError
+from maskgrpo_plugin.diffusion.remasking import combine_seed, remask
+from maskgrpo_plugin.models.families import build_family
+from maskgrpo_plugin.models.magvitv2 import MAGVITv2
+from maskgrpo_plugin.validation import preflight
+from maskgrpo_plugin.workers.agent_loop import build_prompt, visible
+from maskgrpo_plugin.workers.rollout.images import pixels_to_uint8
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer
+
+
+@pytest.fixture(scope="module")
+def family(tiny_digits):
+    folder = tiny_digits / "model"
+    return build_family(AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def compose(folder, *overrides):
+    return ranks.compose_config("unused", f"digits_dir={folder}", *overrides, name="digits", folder_key=None)
+
+
+def make_server(folder, *overrides):
+    config = compose(folder, "actor_rollout_ref.rollout.load_format=auto", *overrides)
+    return DiffusionServer(config.actor_rollout_ref.rollout, config.actor_rollout_ref.model, 0)
+
+
+def prompt_of(family, digit):
+    return build_prompt(family, [{"role": "user", "content": f"a handwritten {digit}"}], {"modality": "t2i"}, 17)
+
+
+async def draw(server, prompts, seeds):
+    requests = [
+        server.generate(
+            "r",
+            visible(prompt.prompt_ids, prompt.prompt_mask),
+            {"temperature": 1.0, "seed": seed},
+            canvas_ids=list(prompt.response_ids),
+            uncond_ids=visible(prompt.uncond_ids, prompt.uncond_mask),
+        )
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    return await asyncio.gather(*requests)
+
+
+@pytest.mark.parametrize("sampler", ["emerge", "maskgit"])
+@pytest.mark.parametrize("cfg_scale", [0.0, 2.0])
+def test_an_image_request_gives_codes_of_the_codebook_and_their_pixels(tiny_digits, family, sampler, cfg_scale):
+    server = make_server(
+        tiny_digits,
+        f"actor_rollout_ref.rollout.sampler.name={sampler}",
+        f"actor_rollout_ref.rollout.sampler.cfg_scale={cfg_scale}",
+    )
+    prompts = [prompt_of(family, digit) for digit in ("seven", "two", "nine")]
+
+    async def go():
+        together = await draw(server, prompts, [5, 6, 7])
+        alone = [(await draw(server, [prompt], [seed]))[0] for prompt, seed in zip(prompts, [5, 6, 7], strict=True)]
+        return together, alone
+
+    together, alone = asyncio.run(asyncio.wait_for(go(), 60))
+    start, stop = family.image.vocab_slice
+    vq = MAGVITv2.from_pretrained(tiny_digits / "vq").eval()
+    for output, single in zip(together, alone, strict=True):
+        assert output.token_ids == single.token_ids
+        codes, end = output.token_ids[:-1], output.token_ids[-1]
+        assert len(codes) == 16 and all(start <= code < stop for code in codes)
+        assert end == family.token_id("<|eoi|>")
+        reveal = output.extra_fields["reveal_step"]
+        assert reveal[-1] == -1 and 0 <= min(reveal[:-1]) <= max(reveal) < 8
+        image = output.extra_fields["image"]
+        assert image.shape == (8, 8, 3) and image.dtype == np.uint8
+        pixels = vq.decode_code(torch.tensor([codes]) - start)
+        assert np.array_equal(image, pixels_to_uint8(pixels)[0].numpy())
+
+
+def test_guidance_changes_what_is_drawn(tiny_digits, family):
+    prompts = [prompt_of(family, "seven")]
+    outputs = []
+    for scale in (0.0, 8.0):
+        server = make_server(tiny_digits, f"actor_rollout_ref.rollout.sampler.cfg_scale={scale}")
+        outputs.append(asyncio.run(draw(server, prompts, [1]))[0].token_ids)
+    assert outputs[0] != outputs[1]
+
+
+def test_a_question_about_an_image_is_answered_as_text(tiny_digits, family):
+    server = make_server(tiny_digits, "actor_rollout_ref.rollout.sampler.name=emerge")
+    info = {"modality": "mmu", "image_codes": list(range(16))}
+    prompt = build_prompt(family, [{"role": "user", "content": "a handwritten"}], info, 17)
+    ids = visible(prompt.prompt_ids, prompt.prompt_mask)
+    assert ids[:2] == [family.token_id("<|mmu|>"), family.token_id("<|soi|>")]
+    assert ids[2:18] == [family.image.offset + code for code in range(16)]
+    output = asyncio.run(server.generate("r", ids, {"temperature": 1.0, "seed": 1}))
+    assert len(output.token_ids) == 17 and "image" not in output.extra_fields
+    assert family.mask_token_id not in output.token_ids
+
+
+def test_prompts_that_do_not_fit_are_refused(family):
+    with pytest.raises(ValueError, match="modality"):
+        build_prompt(family, [{"role": "user", "content": "a"}], {"modality": "video"}, 17)
+    with pytest.raises(ValueError, match="allowed are 8"):
+        build_prompt(family, [{"role": "user", "content": "a " * 20}], {"modality": "t2i"}, 17)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("actor_rollout_ref.rollout.sampler.name=semi_autoregressive", "rollout.sampler.name"),
+        ("actor_rollout_ref.rollout.image.tokenizer_path=/nowhere", "rollout.image.tokenizer_path"),
+        ("actor_rollout_ref.rollout.image.height=9", "rollout.image.width"),
+        ("data.max_response_length=16", "data.max_response_length"),
+        ("data.max_prompt_length=4", "data.max_prompt_length"),
+    ],
+)
+def test_image_runs_are_checked_at_the_start(tiny_digits, override, key):
+    extra = ["actor_rollout_ref.rollout.sampler.block_length=17"] if "semi" in override else []
+    with pytest.raises(ConfigError, match=key):
+        preflight(compose(tiny_digits, override, *extra))
+
+
+def test_sides_that_the_tokenizer_does_not_divide_are_refused(tiny_digits):
+    image = "actor_rollout_ref.rollout.image"
+    with pytest.raises(ConfigError, match=r"image\.height"):
+        preflight(compose(tiny_digits, f"{image}.height=9", f"{image}.width=8"))
+
+
+def image_batch(family, rows=4):
+    g = torch.Generator().manual_seed(0)
+    end = family.token_id("<|eoi|>")
+    start, stop = family.image.vocab_slice
+    batch = {"prompts": [], "responses": [], "mask_key": [], "advantages": [], "reveal_step": []}
+    for row, digit in enumerate(("seven", "two", "nine", "one")[:rows]):
+        prompt = prompt_of(family, digit)
+        batch["prompts"].append(visible(prompt.prompt_ids, prompt.prompt_mask))
+        batch["responses"].append([*torch.randint(start, stop, (16,), generator=g).tolist(), end])
+        batch["mask_key"].append(row)
+        batch["advantages"].append(float(torch.randn((), generator=g)))
+        batch["reveal_step"].append([0] * 17)
+    batch["response_mask"] = [[1] * 16 + [0]] * rows
+    return batch
+
+
+def test_estimation_scores_masked_image_tokens_in_the_codebook_alone(tiny_digits, family, tmp_path):
+    batch = image_batch(family)
+    overrides = [
+        "actor_rollout_ref.rollout.n=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2",
+        "actor_rollout_ref.actor.optim.optimizer=SGD",
+    ]
+    job = {"name": "digits", "folder_key": "digits_dir"}
+    result = ranks.run_ranks(1, tiny_digits, [overrides], batch, tmp_path / "one", **job)[0][0]
+    two = ranks.run_ranks(2, tiny_digits, [overrides], batch, tmp_path / "two", **job)
+    torch.testing.assert_close(torch.cat([r[0]["old"] for r in two]), result["old"], atol=1e-6, rtol=0)
+    for name, value in result["weights"].items():
+        torch.testing.assert_close(two[0][0]["weights"][name], value, atol=2e-6, rtol=0)
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_digits / "model").eval()
+    start, stop = family.image.vocab_slice
+    for row in range(4):
+        tokens = torch.tensor([batch["prompts"][row] + batch["responses"][row]])
+        flags = torch.zeros_like(tokens, dtype=torch.bool)
+        flags[0, -17:-1] = True
+        for level, ratio in enumerate((0.9, 0.999)):
+            noised = remask(
+                tokens,
+                flags,
+                ratio,
+                "random",
+                seed=combine_seed(0, 3, level),
+                keys=torch.tensor([row]),
+                mask_token_id=family.mask_token_id,
+            )
+            with torch.no_grad():
+                logits = model(noised.noisy).logits[0, :, start:stop].log_softmax(-1)
+            expected = logits[-17:-1].gather(1, tokens[0, -17:-1, None] - start)[:, 0]
+            expected = torch.where(noised.masked[0, -17:-1], expected, 0.0)
+            torch.testing.assert_close(result["old"][row, :16, level], expected, atol=1e-5, rtol=0)
+            assert result["old"][row, 16, level] == 0.0
