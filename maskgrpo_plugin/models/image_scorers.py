@@ -14,7 +14,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What transformers' image processors do, on tensors: resize, crop the centre, normalise.
+    """What transformers' image processors do, on tensors: resize (bicubic), crop the centre, normalise.
 
     Attributes:
         height, width: what the shorter side is resized to, or both.
@@ -57,6 +57,7 @@ class Preprocessing:
         settings = {
             "image_processor_type": processor,
             "do_resize": True,
+            "resample": 3,
             "size": {"shortest_edge": self.height} if self.keep_ratio else size,
             "do_center_crop": self.keep_ratio,
             "crop_size": size,
