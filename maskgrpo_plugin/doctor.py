@@ -15,7 +15,8 @@ EXTRAS = {
     "deepspeed": ("deepspeed", "DeepSpeed optimisers"),
     "e2b": ("e2b_code_interpreter", "code rewards in E2B sandboxes"),
     "open_clip_torch": ("open_clip", "CLIP rewards"),
-    "hpsv2": ("hpsv2", "HPSv2 rewards"),
+    "hpsv2": ("huggingface_hub", "HPSv2 rewards: the published checkpoint in open_clip"),
+    "ocr": ("rapidocr_onnxruntime", "OCR rewards"),
     "flash-attn": ("flash_attn", "flash attention"),
     "liger-kernel": ("liger_kernel", "fused kernels"),
 }
@@ -77,6 +78,7 @@ def _registered() -> list[Finding]:
         "rollout masked_diffusion": ("masked_diffusion", "async") in _ROLLOUT_REGISTRY,
         "rollout transformers": ("transformers", "async") in _ROLLOUT_REGISTRY,
         "reward manager maskgrpo_text": "maskgrpo_text" in REWARD_MANAGER,
+        "reward manager maskgrpo_image": "maskgrpo_image" in REWARD_MANAGER,
     }
     findings.append(Finding("engines", engines.MaskedDiffusionEngine.__name__))
     return findings + [Finding(name, "registered" if found else "missing", found) for name, found in expected.items()]

@@ -24,7 +24,7 @@ def register() -> None:
     platform.register()
 
     from maskgrpo_plugin import validation
-    from maskgrpo_plugin.rewards import manager
+    from maskgrpo_plugin.rewards import image_manager, manager
     from maskgrpo_plugin.trainer import advantages, losses
     from maskgrpo_plugin.workers.rollout import register_rollouts
 
@@ -32,6 +32,7 @@ def register() -> None:
     losses.register()
     advantages.register()
     manager.register()
+    image_manager.register()
     register_rollouts()
 
     from maskgrpo_plugin.trainer import maskgrpo_sync  # noqa: F401  (its decorator registers the trainer)

@@ -5,6 +5,7 @@ there, and this resolver checks every section when that key is read.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -38,6 +39,7 @@ def preflight(config: DictConfig) -> bool:
         _check_batches,
         _check_model,
         _check_rollout,
+        _check_image_rewards,
         _check_ray,
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
@@ -353,12 +355,21 @@ def _check_images(config: DictConfig) -> None:
                 )
 
 
+def _check_image_rewards(config: DictConfig) -> None:
+    from maskgrpo_plugin.rewards.image_config import check_image_reward_config
+
+    check_image_reward_config(config)
+
+
 def required_ray_cpus(config: DictConfig) -> int:
     """CPUs that the run's Ray actors take; fewer, and verl waits for ever.
 
     One each: the task runner, TransferQueue's controller and storage units, reward workers, agent-loop workers, the
-    load balancer and each rollout server; three a training rank (verl's colocation slots).
+    load balancer and each rollout server; three a training rank (verl's colocation slots); and what image scorers ask
+    for.
     """
+    from maskgrpo_plugin.rewards.image_config import image_reward_cpus
+
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
@@ -368,6 +379,7 @@ def required_ray_cpus(config: DictConfig) -> int:
         + storage
         + config.reward.num_workers
         + config.actor_rollout_ref.rollout.agent.num_workers
+        + math.ceil(image_reward_cpus(config))
         + 3
     )
 

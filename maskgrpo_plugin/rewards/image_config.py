@@ -1,0 +1,238 @@
+"""The config section `reward.image`: which scorers an image's reward is made of, and the check of it on the driver."""
+
+import importlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from maskgrpo_plugin.config import ConfigError, check_choice
+from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
+from maskgrpo_plugin.rewards.images import ScorerOptionError, check_option_names, get_scorer, resolve, scorers
+
+SECTION = "reward.image"
+IMAGE_REWARD_MANAGER = "maskgrpo_image"
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """One scorer of the reward.
+
+    Attributes:
+        name: how its numbers are called in the log.
+        kind: a registered scorer; its name where neither this nor `factory` is given.
+        factory: in place of `kind`, an import path `package.module:name` or `path/to/file.py:name`.
+        weight: the reward is the sum of weight · score.
+        options: keyword arguments of the factory.
+        num_cpus, num_gpus: what Ray sets aside for each replica; parts are allowed.
+        replicas: actors that share the work.
+        max_batch: most images a batch.
+        max_wait_ms: how long an image waits for others before a batch that is not full runs, in ms.
+        timeout_s: how long a sample's score may take, waiting included, in seconds.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    name: str
+    kind: str | None = None
+    factory: str | None = None
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_cpus: float = 0.1
+    num_gpus: float = 0.0
+    replicas: int = 1
+    max_batch: int = 16
+    max_wait_ms: float = 20.0
+    timeout_s: float = 300.0
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name) or self.name in ("score", "acc", "reward_failed"):
+            raise ConfigError(
+                f"{SECTION}.scorers", self.name, "a scorer's name is letters, digits and _, and not score"
+            )
+        if self.kind is not None and self.factory is not None:
+            raise ConfigError(self.key("factory"), self.factory, "give either kind or factory")
+        for name, low in (("num_cpus", 0), ("num_gpus", 0), ("max_wait_ms", 0)):
+            if not _is_number(getattr(self, name)) or getattr(self, name) < low:
+                raise ConfigError(self.key(name), getattr(self, name), f"allowed: {low} or more")
+        for name in ("replicas", "max_batch"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(self.key(name), getattr(self, name), "allowed: whole numbers from 1")
+        if not _is_number(self.timeout_s) or self.timeout_s <= 0:
+            raise ConfigError(self.key("timeout_s"), self.timeout_s, "allowed: more than 0")
+        if not _is_number(self.weight):
+            raise ConfigError(self.key("weight"), self.weight, "allowed: a number")
+
+    def key(self, name: str) -> str:
+        """The full name of one of the scorer's keys."""
+        return f"{SECTION}.scorers.{self.name}.{name}"
+
+    def resolved_kind(self) -> str:
+        """The registered kind; only where there is no factory."""
+        return self.kind or self.name
+
+
+@dataclass(frozen=True)
+class ImageRewardConfig:
+    """The section `reward.image`.
+
+    Attributes:
+        scorers: what the reward is made of, at least one.
+        on_failure: what becomes of a sample one of whose scorers failed: `raise`, `drop_sample`, `mean_of_group`
+            (`rewards.failures`).
+        startup_timeout_s: how long the scorers may take to load, in seconds.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    scorers: tuple[ScorerConfig, ...]
+    on_failure: str = "raise"
+    startup_timeout_s: float = 900.0
+
+    def __post_init__(self):
+        check_choice(f"{SECTION}.on_failure", self.on_failure, FAILURE_POLICIES)
+        if not self.scorers:
+            raise ConfigError(f"{SECTION}.scorers", {}, f"name at least one; there are {', '.join(scorers())}")
+        if not _is_number(self.startup_timeout_s) or self.startup_timeout_s <= 0:
+            raise ConfigError(f"{SECTION}.startup_timeout_s", self.startup_timeout_s, "allowed: more than 0")
+
+    @classmethod
+    def from_config(cls, section: Any) -> "ImageRewardConfig":
+        """Read the section of a composed config, or a dict.
+
+        Raises:
+            ConfigError: it is missing, or holds a key or a value that cannot work.
+        """
+        values: Any = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+        if not isinstance(values, Mapping):
+            raise ConfigError(SECTION, values, f"the reward manager {IMAGE_REWARD_MANAGER} needs this section")
+        values = {key: value for key, value in values.items() if key != "_target_"}
+        _check_keys(SECTION, values, cls)
+        found = values.pop("scorers", None) or {}
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"{SECTION}.scorers", found, "write a name and its settings for each scorer")
+        # a default scorer is taken out of a run by setting it to null
+        made = tuple(_scorer(str(name), settings) for name, settings in found.items() if settings is not None)
+        return cls(scorers=made, **values)
+
+
+def check_image_reward_config(config: DictConfig) -> None:
+    """Check the image rewards of a run on the driver, before anything starts; nothing where the run has none.
+
+    Scorers are not loaded, but the libraries that they need are imported, their files looked for, and remote servers
+    asked whether they are there.
+
+    Args:
+        config: the composed config of `verl.trainer.main_ppo`.
+
+    Raises:
+        ConfigError: the first key that cannot work, with its value and what is allowed.
+    """
+    if config.reward.reward_manager.name != IMAGE_REWARD_MANAGER:
+        return
+    path = OmegaConf.select(config, "reward.custom_reward_function.path")
+    if path:
+        raise ConfigError(
+            "reward.custom_reward_function.path", path, f"use {SECTION}.scorers.<name>.factory for images"
+        )
+    settings = ImageRewardConfig.from_config(config.reward.get("image"))
+    for scorer in settings.scorers:
+        check_scorer(scorer)
+    _check_gpus(config, settings)
+
+
+def check_scorer(scorer: ScorerConfig) -> None:
+    """Check that a scorer can be made, without making it.
+
+    Raises:
+        ConfigError: an unknown kind, a library that is not installed, an option that cannot work, a server that is
+            not there.
+    """
+    key = "factory" if scorer.factory is not None else "kind"
+    value = scorer.factory or scorer.resolved_kind()
+    try:
+        if scorer.factory is not None:
+            check_option_names(resolve(scorer.factory), scorer.options)
+            return
+        entry = get_scorer(scorer.resolved_kind())
+        for module in entry.requires:
+            _check_library(scorer, module, entry.extra)
+        check_option_names(resolve(entry.factory), scorer.options)
+        if entry.check is not None:
+            resolve(entry.check)(scorer.options)
+    except ScorerOptionError as error:
+        raise ConfigError(scorer.key(f"options.{error.option}"), error.value, error.allowed) from error
+    except (ValueError, ImportError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(scorer.key(key), value, str(error)) from error
+
+
+def image_reward_cpus(config: DictConfig) -> float:
+    """CPUs that the run's image scorers take in Ray; 0 where it has none."""
+    if config.reward.reward_manager.name != IMAGE_REWARD_MANAGER:
+        return 0.0
+    settings = ImageRewardConfig.from_config(config.reward.get("image"))
+    return sum(scorer.num_cpus * scorer.replicas for scorer in settings.scorers)
+
+
+def _check_library(scorer: ScorerConfig, module: str, extra: str | None) -> None:
+    """Raise ConfigError unless the module can be imported."""
+    key, kind = scorer.key("kind"), scorer.resolved_kind()
+    advice = f"pip install 'maskgrpo-plugin[{extra}]'" if extra else f"install {module}"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise ConfigError(key, kind, f"it needs {module}, which needs {error.name}: {advice}") from error
+        raise ConfigError(key, kind, f"it needs {module}, which is not installed: {advice}") from error
+    except Exception as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(key, kind, f"it needs {module}, whose import fails: {cause}") from error
+
+
+def _check_gpus(config: DictConfig, settings: ImageRewardConfig) -> None:
+    """Raise ConfigError where training takes the GPUs that scorers ask for; Ray would wait for ever."""
+    import ray
+    import torch
+
+    asked = sum(scorer.num_gpus * scorer.replicas for scorer in settings.scorers)
+    if not asked or ray.is_initialized() or config.trainer.nnodes != 1:
+        return
+    given = OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus")
+    available = torch.cuda.device_count() if given is None else given
+    free = available - config.trainer.n_gpus_per_node
+    if asked > free:
+        names = ", ".join(scorer.key("num_gpus") for scorer in settings.scorers if scorer.num_gpus)
+        raise ConfigError(
+            names,
+            asked,
+            f"training takes {config.trainer.n_gpus_per_node} of {available} GPUs, so there are {max(free, 0)}",
+        )
+
+
+def _scorer(name: str, settings: Any) -> ScorerConfig:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{SECTION}.scorers.{name}", settings, "write the scorer's settings, or null to leave it out")
+    values = {key: value for key, value in settings.items() if key != "_target_"}
+    _check_keys(f"{SECTION}.scorers.{name}", values, ScorerConfig, without=("name",))
+    options = values.get("options")
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"{SECTION}.scorers.{name}.options", options, "write names and values")
+    return ScorerConfig(name=name, **values | {"options": dict(options or {})})
+
+
+def _check_keys(section: str, values: Mapping[str, Any], kind: type, without: tuple[str, ...] = ()) -> None:
+    known = [entry.name for entry in fields(kind) if entry.name not in without]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{section}.{key}", values[key], f"no such key; there are {', '.join(known)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
