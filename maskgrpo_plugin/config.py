@@ -8,6 +8,7 @@ from verl.trainer.config import AlgoConfig
 from verl.workers.config import FSDPActorConfig, RolloutConfig
 
 from maskgrpo_plugin.diffusion.schedules import mask_levels, uniform_levels
+from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
 
 ESTIMATION = "algorithm.estimation"
 ESTIMATORS = ("maskgrpo", "unigrpo", "diffu_grpo", "coupled", "tracerl")
@@ -15,6 +16,7 @@ REMASKING_MODES = ("ar_like", "random")
 MASK_SHARING = ("index", "group", "sample")
 TIME_WEIGHTINGS = ("none", "inverse_t")
 CANVASES = ("full", "trimmed")
+TEXT_FAILURE_POLICIES = ("zero", *FAILURE_POLICIES)
 
 
 class ConfigError(ValueError):
@@ -127,10 +129,13 @@ class MaskGRPOAlgoConfig(AlgoConfig):
     Attributes:
         estimation: see `EstimationConfig`.
         reward_transform: `none`, or `rank` (Pref-GRPO's win rates within the group).
+        on_reward_failure: what becomes of a sample whose text reward failed: `zero` keeps it with reward 0, the others
+            are `rewards.failures`'; images have their own key, `reward.image.on_failure`.
     """
 
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     reward_transform: str = "none"
+    on_reward_failure: str = "zero"
 
 
 @dataclass

@@ -76,7 +76,7 @@ def _check_names(config: DictConfig) -> None:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 
-    from maskgrpo_plugin.config import check_choice
+    from maskgrpo_plugin.config import TEXT_FAILURE_POLICIES, check_choice
     from maskgrpo_plugin.trainer.advantages import REWARD_TRANSFORMS
 
     arr = config.actor_rollout_ref
@@ -88,6 +88,8 @@ def _check_names(config: DictConfig) -> None:
     rollouts = tuple(sorted(name for name, _ in _ROLLOUT_REGISTRY))
     check_choice("actor_rollout_ref.rollout.name", arr.rollout.name, rollouts)
     check_choice("algorithm.reward_transform", config.algorithm.get("reward_transform", "none"), REWARD_TRANSFORMS)
+    policy = config.algorithm.get("on_reward_failure", "zero")
+    check_choice("algorithm.on_reward_failure", policy, TEXT_FAILURE_POLICIES)
     is_diffusion = arr.model.model_type == "masked_diffusion"
     if is_diffusion != (arr.rollout.name == "masked_diffusion"):
         allowed = "masked_diffusion" if is_diffusion else "transformers (CPU) or vllm (GPU)"

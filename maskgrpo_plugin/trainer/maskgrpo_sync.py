@@ -15,10 +15,12 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.utils.padding import response_from_nested
+from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.rewards.failures import resolve_failed_rewards
+from maskgrpo_plugin.rewards.image_config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,12 @@ class MaskGRPOTrainer(PPOTrainerSync):
         super().__init__(config)
         self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
         self.estimation: Any = None
+        image = config.reward.reward_manager.name == IMAGE_REWARD_MANAGER
+        self.reward_failure_policy = (
+            ImageRewardConfig.from_config(config.reward.image).on_failure
+            if image
+            else config.algorithm.get("on_reward_failure", "zero")
+        )
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
 
@@ -105,7 +113,40 @@ class MaskGRPOTrainer(PPOTrainerSync):
         """Put the batch in the order of the data, not of arrival, so that a resumed run sums in the same order."""
         rows, sessions = self._row_numbers(batch)
         batch.reorder(sorted(range(len(batch)), key=lambda i: (rows[i], sessions[i])))
-        return super()._balance_batch(batch, metrics, *args, **kwargs)
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        return self._resolve_failed_rewards(batch, metrics)
+
+    def _resolve_failed_rewards(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Apply the policy for samples whose reward failed: new rewards, and no loss for samples that are dropped.
+
+        A step in which no reward at all could be had keeps its samples with equal rewards, which is no advantage.
+        """
+        fields = ["uid", "rm_scores", "response_mask", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        infos = [extra.get("reward_extra_info", {}) for extra in data["extra_fields"]]
+        failed = torch.tensor([float(info.get("reward_failed", 0.0)) > 0 for info in infos])
+        scores = data["rm_scores"].to_padded_tensor(0.0)
+        rewards = scores.sum(-1)
+        count = int((failed | ~rewards.isfinite()).sum())
+        metrics["reward/failed_samples"] = float(count)
+        if count == 0 or self.reward_failure_policy == "zero":
+            return batch
+        logger.warning("%d of %d rewards failed at step %d", count, len(batch), self.global_steps)
+        groups = [str(uid) for uid in data["uid"]]
+        resolved, keep = resolve_failed_rewards(rewards, failed, groups, self.reward_failure_policy)
+        if not keep.any():
+            keep = torch.ones_like(keep)
+        metrics["reward/dropped_samples"] = float((~keep).sum())
+        mask = data["response_mask"]
+        lengths = mask.offsets().diff()
+        scores = torch.zeros_like(scores)
+        scores[torch.arange(len(batch)), lengths - 1] = resolved.to(scores.dtype)
+        kept = mask.to_padded_tensor(0) * keep.unsqueeze(-1).to(mask.dtype)
+        written = TensorDict(
+            {"rm_scores": response_to_nested(scores, mask), "response_mask": response_to_nested(kept, mask)},
+            batch_size=len(batch),
+        )
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
 
     def _row_numbers(self, batch: KVBatchMeta) -> tuple[list[int], list[int]]:
         """Data row and completion number of each member of the batch."""
