@@ -8,7 +8,7 @@ from verl.trainer.config import AlgoConfig
 from verl.workers.config import FSDPActorConfig, RolloutConfig
 
 from maskgrpo_plugin.diffusion.schedules import mask_levels, uniform_levels
-from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
+from maskgrpo_plugin.errors import ConfigError, check_choice
 
 ESTIMATION = "algorithm.estimation"
 ESTIMATORS = ("maskgrpo", "unigrpo", "diffu_grpo", "coupled", "tracerl")
@@ -16,21 +16,6 @@ REMASKING_MODES = ("ar_like", "random")
 MASK_SHARING = ("index", "group", "sample")
 TIME_WEIGHTINGS = ("none", "inverse_t")
 CANVASES = ("full", "trimmed")
-TEXT_FAILURE_POLICIES = ("zero", *FAILURE_POLICIES)
-
-
-class ConfigError(ValueError):
-    """A value of the run's config that cannot work; the message names key, value and what is allowed."""
-
-    def __init__(self, key: str, value: Any, allowed: str):
-        super().__init__(f"{key}={value!r} is not usable; {allowed}")
-        self.key = key
-
-
-def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(key, value, f"allowed: {', '.join(choices)}")
 
 
 @dataclass

@@ -54,7 +54,7 @@ def register() -> None:
     """Add the resolver `maskgrpo.preflight` to OmegaConf; idempotent."""
 
     def resolve(*, _root_: DictConfig) -> bool:
-        from maskgrpo_plugin.config import ConfigError
+        from maskgrpo_plugin.errors import ConfigError
 
         try:
             return preflight(_root_)
@@ -66,7 +66,7 @@ def register() -> None:
 
 
 def _error(key: str, value: Any, allowed: str) -> Exception:
-    from maskgrpo_plugin.config import ConfigError
+    from maskgrpo_plugin.errors import ConfigError
 
     return ConfigError(key, value, allowed)
 
@@ -76,7 +76,8 @@ def _check_names(config: DictConfig) -> None:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 
-    from maskgrpo_plugin.config import TEXT_FAILURE_POLICIES, check_choice
+    from maskgrpo_plugin.errors import check_choice
+    from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
     from maskgrpo_plugin.trainer.advantages import REWARD_TRANSFORMS
 
     arr = config.actor_rollout_ref
@@ -89,7 +90,7 @@ def _check_names(config: DictConfig) -> None:
     check_choice("actor_rollout_ref.rollout.name", arr.rollout.name, rollouts)
     check_choice("algorithm.reward_transform", config.algorithm.get("reward_transform", "none"), REWARD_TRANSFORMS)
     policy = config.algorithm.get("on_reward_failure", "zero")
-    check_choice("algorithm.on_reward_failure", policy, TEXT_FAILURE_POLICIES)
+    check_choice("algorithm.on_reward_failure", policy, ("zero", *FAILURE_POLICIES))
     is_diffusion = arr.model.model_type == "masked_diffusion"
     if is_diffusion != (arr.rollout.name == "masked_diffusion"):
         allowed = "masked_diffusion" if is_diffusion else "transformers (CPU) or vllm (GPU)"

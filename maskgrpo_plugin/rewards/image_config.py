@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from maskgrpo_plugin.config import ConfigError, check_choice
+from maskgrpo_plugin.errors import ConfigError, check_choice
 from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
 from maskgrpo_plugin.rewards.images import ScorerOptionError, check_option_names, get_scorer, resolve, scorers
 
