@@ -5,21 +5,8 @@
 # CONFIG (quickstart, or quickstart_ar for the autoregressive baseline), SEED.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-venv=${VENV:-.venv}
-run=${RUN_DIR:-runs/quickstart}
-config=${CONFIG:-quickstart}
-seed=${SEED:-0}
-if [ ! -x "$venv/bin/python" ]; then
-  "${PYTHON:-python3}" -m venv "$venv"
-fi
-if ! "$venv/bin/python" -c 'import maskgrpo_plugin, verl' 2>/dev/null; then
-  # CPU build of torch first, where there is no GPU: another package would bring the CUDA build
-  if ! command -v nvidia-smi >/dev/null; then "$venv/bin/pip" install -q torch==2.13.0; fi
-  "$venv/bin/pip" install -q -e .
-fi
-python=$venv/bin/python
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
-mkdir -p "$run" && run=$(cd "$run" && pwd)
+run=${RUN_DIR:-runs/quickstart} config=${CONFIG:-quickstart} seed=${SEED:-0}
+source examples/environment.sh
 export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
 [ -f "$run/data/train.parquet" ] || "$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 \
   --carry-share 0.6 --train-rows 4000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
