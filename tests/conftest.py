@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from torchvision_ops import define_missing_operators  # noqa: E402
+
+define_missing_operators()
 
 
 def load_example(name: str):
