@@ -15,7 +15,7 @@ EXTRAS = {
     "deepspeed": ("deepspeed", "DeepSpeed optimisers"),
     "e2b": ("e2b_code_interpreter", "code rewards in E2B sandboxes"),
     "open_clip_torch": ("open_clip", "CLIP rewards"),
-    "hpsv2": ("huggingface_hub", "HPSv2 rewards: the published checkpoint in open_clip"),
+    "hpsv2": ("open_clip", "HPSv2 rewards: the published checkpoint in open_clip"),
     "ocr": ("rapidocr_onnxruntime", "OCR rewards"),
     "flash-attn": ("flash_attn", "flash attention"),
     "liger-kernel": ("liger_kernel", "fused kernels"),

@@ -9,6 +9,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from torchvision_ops import define_missing_operators  # noqa: E402
+
+define_missing_operators()
 
 
 def load_example(name: str, folder: str = "quickstart"):

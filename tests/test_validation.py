@@ -131,3 +131,17 @@ def test_the_driver_stops_in_seconds_with_one_line(tiny_run):
     assert "maskgrpo_plugin: algorithm.estimation.gamma=1.5 is not usable; allowed: the open interval" in result.stderr
     assert "Traceback" not in result.stderr
     assert time.monotonic() - started < 90
+
+
+def test_image_rewards_are_checked_and_their_cpus_counted(tiny_run):
+    image = "reward.reward_manager.name=maskgrpo_image"
+    with pytest.raises(ConfigError, match=r"reward\.image=None"):
+        preflight(config(tiny_run, image))
+    with pytest.raises(ConfigError, match=r"reward\.image\.scorers\.x\.kind='sharpness'"):
+        preflight(config(tiny_run, image, "+reward.image.scorers.x.kind=sharpness"))
+    scorer = f"{ROOT}/tests/rewards/image_helpers.py:BrightnessScorer"
+    good = config(
+        tiny_run, image, f"+reward.image.scorers.x.factory='{scorer}'", "+reward.image.scorers.x.num_cpus=1.5"
+    )
+    assert preflight(good)
+    assert required_ray_cpus(good) == required_ray_cpus(config(tiny_run)) + 2

@@ -24,7 +24,7 @@ from PIL import Image
 
 from maskgrpo_plugin.rewards import restricted_pickle
 from maskgrpo_plugin.rewards.images import ImageSample, scorers
-from maskgrpo_plugin.rewards.images.actors import Scored, ScorerWorker
+from maskgrpo_plugin.rewards.images.worker import Scored, ScorerWorker
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from maskgrpo_plugin.rewards.image_config import IMAGE_REWARD_MANAGER, ImageRewardConfig, ScorerConfig
 from maskgrpo_plugin.rewards.images import ImageSample, get_scorer
-from maskgrpo_plugin.rewards.images.actors import Scored, ScorerPool
+from maskgrpo_plugin.rewards.images.actors import ScorerPool
+from maskgrpo_plugin.rewards.images.worker import Scored
 
 logger = logging.getLogger(__name__)
 

@@ -125,6 +125,7 @@ class _Unpickler(pickle.Unpickler):
         self.names: dict[str, Callable[..., Any]] = {
             "numpy.dtype": lambda code, *_: _Dtype(kinds, code),
             "numpy.ndarray": _never_called,
+            "builtins.bytes": lambda: b"",
             "builtins.bytearray": lambda value=b"": bytearray(_of_type(value, bytes)),
             "builtins.list": _never_called,
             "builtins.dict": _never_called,

@@ -39,9 +39,7 @@ _SCORERS: dict[str, ScorerEntry] = {
     "clip": ScorerEntry(
         f"{_HERE}.clip:ClipScorer", ("open_clip",), "open_clip_torch", f"{_HERE}.clip:check_open_clip_options"
     ),
-    "hpsv2": ScorerEntry(
-        f"{_HERE}.hpsv2:make_hpsv2", ("open_clip",), "open_clip_torch", f"{_HERE}.hpsv2:check_hpsv2_options"
-    ),
+    "hpsv2": ScorerEntry(f"{_HERE}.hpsv2:make_hpsv2", ("open_clip",), "hpsv2", f"{_HERE}.hpsv2:check_hpsv2_options"),
     "aesthetic": ScorerEntry(
         f"{_HERE}.aesthetic:AestheticScorer",
         ("open_clip",),
