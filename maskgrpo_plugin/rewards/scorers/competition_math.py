@@ -28,6 +28,7 @@ _SLASH = re.compile(r"(-?)([0-9]+)/([0-9]+)")
 _INTEGER_OR_DECIMAL = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.([0-9]*))?")
 _FRACTION = re.compile(r"([-+]?)([0-9]*)\\frac\{(-?)([0-9]+)\}\{([0-9]+)\}")
 _DOLLARS = re.compile(r"\\?\$")
+_CHOICE = re.compile(r"\(([A-Z])\)")
 _WORDS = re.compile(r"[A-Za-z]{3,}")
 
 
@@ -128,6 +129,8 @@ def normalize(latex: str) -> str:
     text = named[1] if named else text
     text = _FRACTION_ARGUMENTS.sub(lambda m: f"\\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+    choice = _CHOICE.fullmatch(text)
+    text = choice[1] if choice else text
     slash = _SLASH.fullmatch(text)
     return f"{slash[1]}\\frac{{{slash[2]}}}{{{slash[3]}}}" if slash else text
 
