@@ -40,6 +40,7 @@ def preflight(config: DictConfig) -> bool:
         _check_model,
         _check_rollout,
         _check_image_rewards,
+        _check_text_rewards,
         _check_ray,
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
@@ -362,6 +363,19 @@ def _check_image_rewards(config: DictConfig) -> None:
     from maskgrpo_plugin.rewards.image_config import check_image_reward_config
 
     check_image_reward_config(config)
+
+
+def _check_text_rewards(config: DictConfig) -> None:
+    from maskgrpo_plugin.config import ConfigError
+    from maskgrpo_plugin.rewards.manager import REWARD_MANAGER_NAME, component_weights, sandbox_settings
+
+    if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
+        return
+    for name, read in (("weights", component_weights), ("sandbox", sandbox_settings)):
+        try:
+            read(config)
+        except ValueError as error:
+            raise ConfigError(f"reward.{name}", config.reward.get(name), str(error)) from error
 
 
 def required_ray_cpus(config: DictConfig) -> int:

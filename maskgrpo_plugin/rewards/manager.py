@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
@@ -15,11 +16,19 @@ from verl.utils.reward_score import default_compute_score
 
 from maskgrpo_plugin import rewards
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.rewards.sandbox import SandboxConfig, score_program
 
 logger = logging.getLogger(__name__)
 
 REWARD_MANAGER_NAME = "maskgrpo_text"
-TASK_OF_DATA_SOURCE = {"openai/gsm8k": "gsm8k", "gsm8k": "gsm8k", "arithmetic": "arithmetic"}
+WEIGHTS = "reward.weights"
+TASK_OF_DATA_SOURCE = {
+    "openai/gsm8k": "gsm8k",
+    "gsm8k": "gsm8k",
+    "DigitalLearningGmbH/MATH-lighteval": "math",
+    "HuggingFaceH4/MATH-500": "math",
+    "arithmetic": "arithmetic",
+}
 
 
 class TextRewardManager(RewardManagerBase):
@@ -36,6 +45,9 @@ class TextRewardManager(RewardManagerBase):
         tokenizer: the rollout's tokenizer; its stop tokens end a response.
         compute_score: as verl gives it, its default or the user's, plain or async.
         reward_router_address, reward_model_tokenizer: passed on to a user's function where verl runs a reward model.
+
+    Raises:
+        ValueError: `reward.weights` or `reward.sandbox` cannot work; the message names the key.
     """
 
     def __init__(
@@ -55,6 +67,8 @@ class TextRewardManager(RewardManagerBase):
             else {}
         )
         self.stop_token_ids = frozenset(stop_token_ids(tokenizer))
+        self.weights = component_weights(config)
+        self.options = {"code": {"run": functools.partial(score_program, config=sandbox_settings(config))}}
         self._keys_seen: dict[str, tuple[str, ...]] = {}
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
@@ -82,8 +96,12 @@ class TextRewardManager(RewardManagerBase):
         try:
             completion = self.decode(item.batch["responses"], item.batch["attention_mask"])
             if task is not None:
-                extra = {k: v for k, v in extra_info.items() if k not in ("task", "completion", "ground_truth")}
-                result = await asyncio.to_thread(rewards.score, task, completion, ground_truth, **extra)
+                known = {**extra_info, **self.options.get(task, {})}
+                extra = {name: known[name] for name in rewards.get_task(task).extra if known.get(name) is not None}
+                weights = self.weights.get(task)
+                result = await asyncio.to_thread(
+                    rewards.score, task, completion, ground_truth, weights=weights, **extra
+                )
             else:
                 extra_info["num_turns"] = rows.get("__num_turns__")
                 extra_info["rollout_reward_scores"] = rows.get("reward_scores", {})
@@ -148,6 +166,38 @@ class TextRewardManager(RewardManagerBase):
 def register() -> None:
     """Make `reward.reward_manager.name=maskgrpo_text` known to verl. Idempotent."""
     register_reward_manager(REWARD_MANAGER_NAME)(TextRewardManager)
+
+
+def component_weights(config: Any) -> dict[str, dict[str, float]]:
+    """`reward.weights` of verl's config, {task: {component: factor}}; empty where there is none.
+
+    Raises:
+        ValueError: a task or component that does not exist, or a factor that is no finite number.
+    """
+    section = _section(config, "weights")
+    for task, weights in section.items():
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"{WEIGHTS}.{task}={weights!r} is not usable; allowed: component: factor")
+        try:
+            rewards.check_weights(task, weights)
+        except ValueError as error:
+            raise ValueError(f"{WEIGHTS}.{task} is not usable; {error}") from error
+    return section
+
+
+def sandbox_settings(config: Any) -> SandboxConfig:
+    """`reward.sandbox` of verl's config, or the defaults.
+
+    Raises:
+        ValueError: an unknown key or a value out of its range.
+    """
+    return SandboxConfig.from_mapping(_section(config, "sandbox"))
+
+
+def _section(config: Any, name: str) -> dict[str, Any]:
+    """`reward.<name>` as a plain dict; empty where the config has none."""
+    section = None if config is None else OmegaConf.select(config, f"reward.{name}")
+    return dict(OmegaConf.to_container(section, resolve=True)) if section else {}  # type: ignore[arg-type]
 
 
 def _innermost(function: Any) -> Any:

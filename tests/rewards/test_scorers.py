@@ -1,9 +1,6 @@
 """Scorers and the reward registry: extraction, shaping, agreement with the published parser, and the reward manager."""
 
 import asyncio
-import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +8,11 @@ import torch
 from maskgrpo_plugin import rewards
 from maskgrpo_plugin.rewards.scorers.gsm8k import extract_answer, parse_ground_truth
 
-DATA = Path(os.environ.get("MASKGRPO_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SAMPLES = {
+    "countdown": ([[2, 3], 5], {}),
+    "sudoku": ("4123231432411432", {"puzzle": "4020231402001000"}),
+    "code": (["assert f(1) == 1"], {}),
+}
 
 
 @pytest.mark.parametrize(
@@ -82,20 +83,6 @@ def test_gsm8k_components(completion, parts):
     assert result["acc"] == (parts[2] > 0)
 
 
-def test_agreement_with_the_published_parser():
-    path = DATA / "llada_8b_generations.jsonl"
-    if not path.exists():
-        pytest.skip(f"no {path}; set MASKGRPO_DATA to the folder that holds it")
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    records = [record for record in records if record["task"] == "gsm8k"]
-    agree = [
-        rewards.score("gsm8k", record["generation"], record["ground_truth"])["acc"] == record["reference_correct"]
-        for record in records
-    ]
-    assert len(agree) >= 60
-    assert sum(agree) / len(agree) >= 0.99
-
-
 @pytest.mark.parametrize(
     ("completion", "acc"),
     [
@@ -118,8 +105,30 @@ def test_arithmetic_refuses_a_ground_truth_that_is_no_integer():
         rewards.score("arithmetic", "57", "57.5")
 
 
+def test_weights_multiply_components_and_their_sum_but_not_acc():
+    plain = rewards.score("gsm8k", "<answer>18</answer>", "18")
+    weighted = rewards.score("gsm8k", "<answer>18</answer>", "18", weights={"format": 0, "correct": 0.5})
+    assert weighted == {**plain, "format": 0.0, "correct": 1.0, "score": 1.5}
+    assert rewards.score("gsm8k", "<answer>18</answer>", "18", weights={}) == plain
+
+
+@pytest.mark.parametrize(
+    ("task", "weights", "message"),
+    [
+        ("gsm8k", {"style": 1.0}, "'style'.*format, integer, correct"),
+        ("gsm8k", {"acc": 1.0}, "'acc'"),
+        ("arithmetic", {"correct": 1.0}, "none"),
+        ("gsm8k", {"format": float("nan")}, "finite"),
+        ("gsm8k", {"format": "much"}, "finite"),
+    ],
+)
+def test_weights_of_unknown_components_are_refused(task, weights, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.score(task, "18", "18", weights=weights)
+
+
 def test_unknown_task_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'chess'.*arithmetic, gsm8k"):
+    with pytest.raises(ValueError, match=r"'chess'.*arithmetic, code, countdown, gsm8k, math, sudoku"):
         rewards.score("chess", "e4", "e4")
 
 
@@ -129,7 +138,11 @@ def test_extra_keys_that_a_task_does_not_take_are_ignored():
 
 @pytest.mark.parametrize("task", rewards.tasks())
 def test_declared_keys_are_those_returned(task):
-    assert set(rewards.score(task, "5", "5")) == set(rewards.get_task(task).keys)
+    ground_truth, extra = SAMPLES.get(task, ("5", {}))
+    result = rewards.score(task, "5", ground_truth, **extra)
+    assert set(result) == set(rewards.get_task(task).keys)
+    components = rewards.get_task(task).components
+    assert not components or result["score"] == sum(result[name] for name in components)
 
 
 class CharacterTokenizer:
@@ -147,9 +160,9 @@ class CharacterTokenizer:
         return [ord(character) for character in text]
 
 
-def make_manager(compute_score=None):
+def make_manager(compute_score=None, config=None):
     manager = pytest.importorskip("maskgrpo_plugin.rewards.manager")
-    return manager.TextRewardManager(None, CharacterTokenizer(), compute_score)
+    return manager.TextRewardManager(config, CharacterTokenizer(), compute_score)
 
 
 def run(manager, ids, ground_truth="5", data_source="arithmetic", extra_info=None, padding=0):
@@ -223,6 +236,39 @@ def test_manager_falls_back_to_verls_scorer_and_refuses_a_task_nobody_knows():
         run(make_manager(), [ord("5")], data_source="chess")
     with pytest.raises(ValueError, match="available"):
         run(make_manager(), [ord("5")], extra_info={"task": "chess"})
+
+
+def test_manager_takes_the_weights_of_a_task_from_the_config():
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create({"reward": {"weights": {"gsm8k": {"format": 0, "integer": 2.0}}}})
+    answer = list(map(ord, "<answer>5</answer>"))
+    info = run(make_manager(config=config), answer, data_source="openai/gsm8k")["reward_extra_info"]
+    assert (info["score"], info["format"], info["integer"], info["correct"]) == (3.0, 0.0, 1.0, 2.0)
+    assert run(make_manager(config=config), [ord("5")])["reward_score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"weights": {"gsm8k": {"style": 1.0}}}, r"reward\.weights\.gsm8k.*'style'.*format"),
+        ({"weights": {"chess": {"format": 1.0}}}, r"reward\.weights\.chess.*unknown task"),
+        ({"weights": {"gsm8k": 1.0}}, r"reward\.weights\.gsm8k=1\.0"),
+        ({"sandbox": {"isolate": True}}, r"reward\.sandbox\.isolate"),
+    ],
+)
+def test_manager_refuses_weights_and_sandbox_keys_that_do_not_exist(section, message):
+    from omegaconf import OmegaConf
+
+    with pytest.raises(ValueError, match=message):
+        make_manager(config=OmegaConf.create({"reward": section}))
+
+
+def test_manager_passes_the_puzzle_on():
+    extra_info = {"task": "sudoku", "puzzle": "4020231402001000", "preamble": None, "index": 0}
+    answer = list(map(ord, "<answer>4123231432410000</answer>"))
+    result = run(make_manager(), answer, ground_truth="4123231432411432", extra_info=extra_info)
+    assert result["reward_score"] == 5 / 8
 
 
 def test_registration_is_idempotent():

@@ -3,7 +3,7 @@
 import re
 from decimal import Decimal
 
-from maskgrpo_plugin.rewards.scorers import cut_at_stop
+from maskgrpo_plugin.rewards.scorers import answer_tag_contents, boxed_contents, cut_at_stop
 
 FORMAT_REWARD = 0.5
 INTEGER_REWARD = 0.5
@@ -13,7 +13,6 @@ CORRECT_REWARD = 2.0
 _NUMBER = re.compile(
     r"(?:(?<![\w.)\]}])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 )
-_ANSWER_TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####([^\n]*)")
 _UNIT_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}")
 _EXPONENT = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)")
@@ -36,7 +35,7 @@ def score_gsm8k(completion: str, ground_truth: str | int | float) -> dict[str, f
     truth = parse_ground_truth(ground_truth)
     text = cut_at_stop(completion)
     answer = extract_answer(text)
-    has_format = bool(_ANSWER_TAGS.search(text)) or bool(_boxed_contents(text))
+    has_format = bool(answer_tag_contents(text) or boxed_contents(text))
     correct = answer is not None and answer == truth
     components = {
         "format": FORMAT_REWARD * has_format,
@@ -53,7 +52,7 @@ def extract_answer(completion: str) -> Decimal | None:
     last number of the text. Dollar signs, thousands separators, units and a trailing full stop are dropped.
     """
     text = cut_at_stop(completion)
-    for content in reversed(_ANSWER_TAGS.findall(text)):
+    for content in reversed(answer_tag_contents(text)):
         numbers = _boxed_numbers(content) or _numbers(content.rpartition("=")[2])[-1:]
         if numbers:
             return numbers[0]
@@ -82,24 +81,11 @@ def parse_ground_truth(ground_truth: str | int | float) -> Decimal:
 
 def _boxed_numbers(text: str) -> list[Decimal]:
     """The number of the last `\\boxed{…}` that has one (at most one entry): the first after its last `=`."""
-    for content in reversed(_boxed_contents(text)):
+    for content in reversed(boxed_contents(text)):
         numbers = _numbers(content.rpartition("=")[2])
         if numbers:
             return numbers[:1]
     return []
-
-
-def _boxed_contents(text: str) -> list[str]:
-    """Contents of each closed `\\boxed{…}`, braces balanced, in order."""
-    contents = []
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth, start = 1, match.end()
-        for position in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                contents.append(text[start:position])
-                break
-    return contents
 
 
 def _numbers(text: str) -> list[Decimal]:

@@ -1,0 +1,56 @@
+"""The process that asks math-verify: reads one JSON question a line from stdin, answers one JSON line each.
+
+It is run as a script and imports nothing of this package, so that it starts quickly. It ends with its stdin; where it
+is still computing then, its own alarm ends it, and its memory is limited.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+
+MEMORY_LIMIT_BYTES = 4 << 30
+ALARM_AFTER_LIMIT_S = 5
+
+
+def equal(truth: str, answer: str) -> bool:
+    """Whether math-verify takes `answer` for `truth`, both LaTeX without dollar signs or a box."""
+    from math_verify import parse, verify
+
+    gold, given = (parse(f"\\boxed{{{latex}}}", parsing_timeout=None) for latex in (truth, answer))
+    return bool(verify(gold, given, timeout_seconds=None))
+
+
+def serve(read_line: Callable[[], str], write_line: Callable[[str], object]) -> None:
+    """Answer questions `{"truth", "answer", "time_limit_s"}` by `{"equal"}` until there are no more."""
+    while line := read_line():
+        question = json.loads(line)
+        signal.alarm(int(question["time_limit_s"]) + ALARM_AFTER_LIMIT_S)
+        try:
+            result = equal(question["truth"], question["answer"])
+        except Exception:
+            result = False
+        signal.alarm(0)
+        write_line(json.dumps({"equal": result}) + "\n")
+
+
+def main() -> None:
+    """Say by `{"ready": true}` or `{"error": text}` whether math-verify is there, then serve."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not get among the answers
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    try:
+        equal("x", "x")
+    except ImportError as error:
+        answers.write(json.dumps({"error": str(error)}) + "\n")
+        return
+    logging.disable()
+    answers.write(json.dumps({"ready": True}) + "\n")
+    serve(sys.stdin.readline, answers.write)
+
+
+if __name__ == "__main__":
+    main()
