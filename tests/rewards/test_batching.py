@@ -30,19 +30,23 @@ def test_items_that_come_together_run_together_in_order():
 def test_items_that_come_while_a_batch_runs_share_the_next():
     batches = []
 
-    async def run(items):
-        batches.append(items)
-        await asyncio.sleep(0.1)
-        return items
-
     async def main():
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        async def run(items):
+            batches.append(items)
+            started.set()
+            await go_on.wait()
+            return items
+
         batcher = make(run, max_wait_s=0)
         first = asyncio.create_task(batcher.submit(0))
-        await asyncio.sleep(0.03)
+        await started.wait()
         rest = []
         for n in range(1, 4):
             rest.append(asyncio.create_task(batcher.submit(n)))
             await asyncio.sleep(0.01)
+        go_on.set()
         await asyncio.gather(first, *rest)
 
     asyncio.run(main())
@@ -58,7 +62,7 @@ def test_a_lonely_item_waits_no_longer_than_asked():
         await make(run, max_wait_s=0.05).submit(1)
         return time.monotonic() - start
 
-    assert 0.04 < asyncio.run(main()) < 1
+    assert 0.04 < asyncio.run(main()) < 5
 
 
 def test_no_more_batches_at_once_than_asked():

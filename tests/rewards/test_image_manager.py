@@ -36,7 +36,7 @@ def session():
 def make_manager(scorers, **settings):
     from maskgrpo_plugin.rewards.image_manager import ImageRewardManager
 
-    config = OmegaConf.create({"reward": {"image": {"scorers": scorers, "startup_timeout_s": 60, **settings}}})
+    config = OmegaConf.create({"reward": {"image": {"scorers": scorers, "startup_timeout_s": 300, **settings}}})
     return ImageRewardManager(config, tokenizer=None)
 
 
@@ -121,18 +121,18 @@ def test_bad_scores_are_counted_and_cost_only_their_sample(session, caplog):
 
 
 def test_a_scorer_that_takes_too_long_is_a_failure_in_time(session):
-    manager = make_manager({"light": {**BRIGHTNESS, "timeout_s": 0.5, "options": {"slow_s": 3}}})
+    manager = make_manager({"light": {**BRIGHTNESS, "timeout_s": 0.5, "options": {"slow_s": 60}}})
     start = time.monotonic()
     (slow,) = run_all(manager, grey(15))
     assert slow["reward_extra_info"]["light_failed"] == 1.0
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 30
 
 
 def test_a_scorer_whose_process_dies_comes_back(session):
     manager = make_manager({"light": {**BRIGHTNESS, "timeout_s": 30}})
     (dead,) = run_all(manager, grey(16))
     assert dead["reward_extra_info"]["light_failed"] == 1.0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (back := run_all(manager, grey(255))[0])["reward_extra_info"]["light_failed"]:
         assert time.monotonic() < deadline
     assert back["reward_score"] == 1.0
