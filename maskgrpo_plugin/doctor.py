@@ -89,11 +89,13 @@ def _models() -> list[Finding]:
 
     import maskgrpo_plugin  # noqa: F401
 
-    try:
-        config = AutoConfig.for_model("llada")
-        return [Finding("model llada", type(config).__name__, True)]
-    except Exception as error:
-        return [Finding("model llada", f"{type(error).__name__}: {error}", False)]
+    findings = []
+    for name in ("llada", "mmada"):
+        try:
+            findings.append(Finding(f"model {name}", type(AutoConfig.for_model(name)).__name__, True))
+        except Exception as error:
+            findings.append(Finding(f"model {name}", f"{type(error).__name__}: {error}", False))
+    return findings
 
 
 def _devices() -> list[Finding]:

@@ -190,3 +190,26 @@ def test_estimation_scores_masked_image_tokens_in_the_codebook_alone(tiny_digits
             expected = torch.where(noised.masked[0, -17:-1], expected, 0.0)
             torch.testing.assert_close(result["old"][row, :16, level], expected, atol=1e-5, rtol=0)
             assert result["old"][row, 16, level] == 0.0
+
+
+@pytest.mark.parametrize("name", ["mmada_8b_clip", "mmada_8b_hpsv2", "mmada_8b_server"])
+def test_the_shipped_image_configs_pass_with_a_small_checkpoint(tiny_digits, name):
+    scorer = {"mmada_8b_clip": "clip", "mmada_8b_hpsv2": "hpsv2", "mmada_8b_server": "unifiedreward"}[name]
+    brightness = Path(__file__).parents[1] / "e2e" / "brightness.py"
+    overrides = [
+        f"actor_rollout_ref.model.path={tiny_digits}/model",
+        f"data.train_files={tiny_digits}/data/train.parquet",
+        f"data.val_files={tiny_digits}/data/validation.parquet",
+        "data.max_prompt_length=16",
+        "data.max_response_length=17",
+        "ray_kwargs.ray_init.num_cpus=100",
+        "+ray_kwargs.ray_init.num_gpus=8",
+        f"reward.image.scorers.{scorer}=null",
+        f"+reward.image.scorers.bright={{factory: '{brightness}:Brightness'}}",
+    ]
+    tokenizer = f"actor_rollout_ref.rollout.image.tokenizer_path={tiny_digits}/vq"
+    with pytest.raises(ConfigError, match="tokenizer_path"):
+        preflight(ranks.compose_config("", *overrides, name=name, folder_key=None))
+    config = ranks.compose_config("", *overrides, tokenizer, name=name, folder_key=None)
+    assert preflight(config)
+    assert config.actor_rollout_ref.rollout.n == 9 and config.algorithm.estimation.mu == 6
