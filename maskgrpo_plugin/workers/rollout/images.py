@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskgrpo_plugin.contact_sheet import to_bytes
 from maskgrpo_plugin.models.families import ImageFamily
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
 
@@ -26,7 +27,7 @@ class ImageRequest:
 
 def pixels_to_uint8(pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of about [-1, 1] as (B, H, W, 3) uint8; values outside are clipped."""
-    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return to_bytes(pixels).permute(0, 2, 3, 1).contiguous()
 
 
 def pad_left(rows: list[tuple[int, ...]], width: int, padding: int) -> tuple[Tensor, Tensor]:
