@@ -1,143 +1,146 @@
 """`python -m maskgrpo_plugin.data.prepare`: write a data set as verl's train.parquet and validation.parquet."""
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maskgrpo_plugin.data import competition_math, countdown, gsm8k, programs, sudoku
 from maskgrpo_plugin.data.arithmetic import draw_sums
-from maskgrpo_plugin.rewards.scorers.gsm8k import parse_ground_truth
+from maskgrpo_plugin.data.records import DataError, HubSource, read_file, read_hub
+from maskgrpo_plugin.data.rows import Convert, Row, make_rows, verl_row, write_parquet
 
 logger = logging.getLogger(__name__)
 
-GSM8K_HUB_NAME = "openai/gsm8k"
-GSM8K_INSTRUCTION = (
-    "Solve the problem step by step. When you are done, write the final result as one integer between <answer> and "
-    "</answer>, for example <answer>42</answer>."
-)
+SPLITS = ("train", "validation")
+FILE_OPTION = {"train": "--train", "validation": "--test"}
 
 
-class DataError(Exception):
-    """A data file that cannot be used; the message says which, where and why."""
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of recorded problems.
+
+    Args:
+        help: one line for the command's help.
+        fields: what a record of a local file holds, for the help.
+        convert: makes a row of a record of a local file.
+        hub: where each split is on the hub; a split that is not there is not written.
+        hub_convert: makes a row of a record of the hub, where that differs.
+        split_train: makes a row of a record of one source that holds both splits, None for one of the other split;
+            used where only `--train`, or the hub's one split, is there.
+    """
+
+    help: str
+    fields: str
+    convert: Convert
+    hub: Mapping[str, HubSource] = field(default_factory=dict)
+    hub_convert: Convert | None = None
+    split_train: Convert | None = None
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield ("file:line", record) of a JSON Lines file; blank lines are passed over, unreadable ones give a DataError
-    in the record's place, so that the caller decides.
+@dataclass(frozen=True)
+class DrawnDataSet(DataSet):
+    """A data set that can also be drawn at random, without end.
+
+    Args:
+        draw: called as draw(held_out=…, seed=…); gives records for `convert`.
+        key: names the problem of a row, so that none is in both splits.
+    """
+
+    draw: Callable[..., Iterator[dict[str, Any]]] = lambda **_: iter(())
+    key: Callable[[Row], Any] = repr
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "gsm8k": DataSet("grade-school word problems", "question and answer", gsm8k.gsm8k_row, gsm8k.HUB),
+    "math": DataSet(
+        "competition problems; validation is MATH-500",
+        "problem and answer or solution",
+        competition_math.math_row,
+        competition_math.HUB,
+    ),
+    "countdown": DrawnDataSet(
+        "reach a target with given numbers",
+        "input and output, or nums and target",
+        countdown.countdown_row,
+        countdown.HUB,
+        countdown.hub_row,
+        draw=countdown.draw_records,
+        key=countdown.problem_key,
+    ),
+    "sudoku": DrawnDataSet(
+        "4x4 Sudoku",
+        "Puzzle and Solution",
+        sudoku.sudoku_row,
+        draw=sudoku.draw_records,
+        key=sudoku.problem_key,
+    ),
+    "acecode": DataSet(
+        "programming problems to train on",
+        "question and test_cases",
+        programs.acecode_file_row,
+        {"train": programs.ACECODE_HUB},
+        split_train=programs.acecode_row,
+    ),
+    "mbpp": DataSet(
+        "basic programming problems; one file holds both splits, told apart by task_id",
+        "text, test_list and task_id",
+        programs.mbpp_row,
+        programs.MBPP_HUB,
+        split_train=programs.mbpp_row,
+    ),
+    "humaneval": DataSet(
+        "functions to complete, for validation only",
+        "prompt, test and entry_point",
+        programs.humaneval_row,
+        programs.HUMANEVAL_HUB,
+    ),
+}
+
+
+def recorded_rows(data_set: DataSet, options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Rows of each split from the files that `options` name or, where they name none, from the hub.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: nothing usable, or, with `options.strict`, a malformed record.
     """
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                yield place, json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                yield place, DataError(f"not JSON in UTF-8 ({error})")
-
-
-def read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
-    """Yield ("name[split]:row", record) of a data set of the Hugging Face hub.
-
-    Raises:
-        DataError: `datasets` is missing or the data set cannot be loaded.
-    """
-    try:
-        from datasets import load_dataset
-
-        data = load_dataset(name, "main", split=split)
-    except Exception as error:
-        raise DataError(f"cannot load {name} from the hub ({error}); give local files by --train and --test") from error
-    for number, record in enumerate(data, start=1):
-        yield f"{name}[{split}]:{number}", record
-
-
-def gsm8k_row(record: Any, split: str, index: int) -> dict[str, Any]:
-    """One row in verl's format from one GSM8K record with `question` and `answer`.
-
-    Raises:
-        DataError: a field is missing or the answer has no number after `####`.
-    """
-    if isinstance(record, DataError):
-        raise record
-    if not isinstance(record, dict):
-        raise DataError(f"not an object but {type(record).__name__}")
-    for key in ("question", "answer"):
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise DataError(f"no text under {key!r}; it has {', '.join(map(str, record)) or 'no keys'}")
-    if "####" not in record["answer"]:
-        raise DataError("the answer has no '####'")
-    try:
-        number = parse_ground_truth(record["answer"])
-    except ValueError as error:
-        raise DataError("what follows '####' in the answer is not one number") from error
-    return verl_row(
-        data_source=GSM8K_HUB_NAME,
-        task="gsm8k",
-        content=f"{record['question'].strip()}\n\n{GSM8K_INSTRUCTION}",
-        ground_truth=f"{number:f}",
-        split=split,
-        index=index,
-    )
-
-
-def verl_row(*, data_source: str, task: str, content: str, ground_truth: str, split: str, index: int) -> dict[str, Any]:
-    """A row with the columns that verl reads: one user message, a rule-based reward, and the plugin's task name."""
+    limits = {"max_rows": options.max_rows, "strict": options.strict}
     return {
-        "data_source": data_source,
-        "prompt": [{"role": "user", "content": content}],
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": ground_truth},
-        "extra_info": {"split": split, "index": index, "task": task},
+        split: make_rows(records, split, convert, **limits)
+        for split, (records, convert) in _sources(data_set, options).items()
     }
 
 
-def gsm8k_rows(
-    records: Iterable[tuple[str, Any]], split: str, *, max_rows: int | None = None, strict: bool = False
-) -> list[dict[str, Any]]:
-    """Rows in verl's format; malformed records are logged by place and left out.
-
-    Args:
-        records: (place, record) as `read_jsonl` and `read_hub` give them.
-        split: `train` or `validation`; it goes into `extra_info`.
-        max_rows: stop after so many rows.
-        strict: refuse a malformed record.
+def drawn_rows(data_set: DrawnDataSet, options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Rows of each split from the file that `options` name for it, else from the hub with `options.hub`, else drawn;
+    training rows whose problem is in validation too are left out.
 
     Raises:
-        DataError: nothing usable, or, with `strict`, a malformed record.
+        DataError: nothing usable, or, with `options.strict`, a malformed record.
     """
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    for place, record in records:
-        if max_rows is not None and len(rows) >= max_rows:
-            break
-        try:
-            rows.append(gsm8k_row(record, split, len(rows)))
-        except DataError as error:
-            if strict:
-                raise DataError(f"{place}: {error}") from error
-            skipped += 1
-            logger.warning("skipped %s: %s", place, error)
-    if not rows:
-        raise DataError(f"no usable row for {split} ({skipped} malformed)")
-    if skipped:
-        logger.warning("%s: %d malformed rows skipped", split, skipped)
-    return rows
+    wanted = {"train": options.train_rows, "validation": options.validation_rows}
+    limits = {"max_rows": options.max_rows, "strict": options.strict}
+    rows: dict[str, list[Row]] = {}
+    for split in reversed(SPLITS):
+        path = {"train": options.train, "validation": options.test}[split]
+        taken = {data_set.key(row) for row in rows.get("validation", [])}
+        if path:
+            rows[split] = make_rows(read_file(path), split, data_set.convert, **limits)
+        elif options.hub and split in data_set.hub:
+            convert = data_set.hub_convert or data_set.convert
+            rows[split] = make_rows(read_hub(data_set.hub[split]), split, convert, **limits)
+        else:
+            drawn = data_set.draw(held_out=split == "validation", seed=options.seed)
+            rows[split] = _take(drawn, wanted[split], split, data_set, taken)
+        if split == "train":
+            rows[split] = _without(rows[split], taken, data_set)
+    return {split: rows[split] for split in SPLITS}
 
 
-def arithmetic_rows(
-    digits: int, rows: int, split: str, *, seed: int, carry_share: float | None = None
-) -> list[dict[str, Any]]:
+def arithmetic_rows(digits: int, rows: int, split: str, *, seed: int, carry_share: float | None = None) -> list[Row]:
     """Rows `a+b=` with their sums. `train` and `validation` share no sum, not even with its operands swapped.
 
     Raises:
@@ -157,17 +160,6 @@ def arithmetic_rows(
     ]
 
 
-def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as one parquet file, whole or not at all; the folder is made."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".parquet.tmp")
-    pq.write_table(pa.Table.from_pylist(rows), unfinished)
-    unfinished.replace(path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 1 where the data cannot be used."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
@@ -184,21 +176,53 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _build_gsm8k(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def _sources(data_set: DataSet, options: argparse.Namespace) -> dict[str, tuple[Iterable[tuple[str, Any]], Convert]]:
+    """Records and their converter for each split that there is."""
     given = {"train": options.train, "validation": options.test}
-    if any(given.values()):
-        sources = {split: read_jsonl(path) for split, path in given.items() if path}
-        for split in given.keys() - sources.keys():
-            logger.warning("no file for %s, so %s.parquet is not written", split, split)
-    else:
-        sources = {"train": read_hub(GSM8K_HUB_NAME, "train"), "validation": read_hub(GSM8K_HUB_NAME, "test")}
-    return {
-        split: gsm8k_rows(records, split, max_rows=options.max_rows, strict=options.strict)
-        for split, records in sources.items()
-    }
+    files = {split: path for split, path in given.items() if path}
+    if data_set.split_train and not options.test:
+        if files:
+            return {split: (read_file(options.train), data_set.split_train) for split in SPLITS}
+        if len(data_set.hub) == 1:
+            return {split: (read_hub(data_set.hub["train"]), data_set.split_train) for split in SPLITS}
+    if not files:
+        convert = data_set.hub_convert or data_set.convert
+        return {split: (read_hub(source), convert) for split, source in data_set.hub.items()}
+    for split in SPLITS:
+        if split not in files:
+            logger.warning("no file for %s (%s), so %s.parquet is not written", split, FILE_OPTION[split], split)
+    return {split: (read_file(path), data_set.convert) for split, path in files.items()}
 
 
-def _build_arithmetic(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def _take(
+    records: Iterator[dict[str, Any]], count: int, split: str, data_set: DrawnDataSet, taken: set[Any]
+) -> list[Row]:
+    """The first `count` rows of drawn records whose problem is not `taken`."""
+    rows: list[Row] = []
+    for record in records:
+        row = data_set.convert(record, split, len(rows))
+        if row is not None and data_set.key(row) not in taken:
+            rows.append(row)
+        if len(rows) == count:
+            break
+    return rows
+
+
+def _without(rows: list[Row], taken: set[Any], data_set: DrawnDataSet) -> list[Row]:
+    """`rows` without those whose problem is `taken`.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept = [row for row in rows if data_set.key(row) not in taken]
+    if len(kept) < len(rows):
+        logger.warning("train: %d rows left out that are in validation too", len(rows) - len(kept))
+    if not kept:
+        raise DataError("every training problem is in validation too")
+    return kept
+
+
+def _build_arithmetic(options: argparse.Namespace) -> dict[str, list[Row]]:
     wanted = {"train": options.train_rows, "validation": options.validation_rows}
     return {
         split: arithmetic_rows(options.digits, rows, split, seed=options.seed, carry_share=options.carry_share)
@@ -215,26 +239,45 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m maskgrpo_plugin.data.prepare", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="{gsm8k,arithmetic}")
-
-    gsm8k = commands.add_parser("gsm8k", help="grade-school word problems, from local files or the hub")
-    gsm8k.add_argument("--train", type=Path, help="JSON Lines with question and answer; without files: the hub")
-    gsm8k.add_argument("--test", type=Path, help="the same for validation.parquet")
-    gsm8k.add_argument("--max-rows", type=_positive, help="the first so many rows of each file")
-    gsm8k.add_argument("--strict", action="store_true", help="refuse malformed rows instead of skipping them")
-    gsm8k.set_defaults(build=_build_gsm8k)
+    names = [*DATA_SETS, "arithmetic"]
+    commands = parser.add_subparsers(required=True, metavar="{" + ",".join(names) + "}")
+    for name, data_set in DATA_SETS.items():
+        _add_recorded(commands.add_parser(name, help=data_set.help), data_set)
 
     arithmetic = commands.add_parser("arithmetic", help="sums such as 12+34=")
     arithmetic.add_argument("--digits", type=_positive, default=2, help="digits of each operand (default 2)")
-    arithmetic.add_argument("--train-rows", type=_positive, default=6000)
-    arithmetic.add_argument("--validation-rows", type=_positive, default=512)
-    arithmetic.add_argument("--seed", type=int, default=0)
     arithmetic.add_argument("--carry-share", type=float, help="share of sums whose ones carry; default: as they come")
     arithmetic.set_defaults(build=_build_arithmetic)
+    _add_drawn(arithmetic, train_rows=6000)
 
-    for command in (gsm8k, arithmetic):
+    for command in commands.choices.values():
         command.add_argument("--output-dir", type=Path, required=True)
     return parser
+
+
+def _add_recorded(command: argparse.ArgumentParser, data_set: DataSet) -> None:
+    is_drawn = isinstance(data_set, DrawnDataSet)
+    otherwise = "drawn at random" if is_drawn else f"the hub: {', '.join(s.name for s in data_set.hub.values())}"
+    help = f"JSON Lines, .jsonl.gz or CSV with {data_set.fields}; without files: {otherwise}"
+    command.add_argument("--train", type=Path, help=help)
+    command.add_argument("--test", type=Path, help="the same for validation.parquet")
+    command.add_argument("--max-rows", type=_positive, help="the first so many rows of each file")
+    command.add_argument("--strict", action="store_true", help="refuse malformed rows instead of skipping them")
+    if isinstance(data_set, DrawnDataSet):
+        _add_drawn(command, train_rows=10_000)
+        command.set_defaults(hub=False)
+        if data_set.hub:
+            names = ", ".join(source.name for source in data_set.hub.values())
+            command.add_argument("--hub", action="store_true", help=f"train on {names} where --train names no file")
+        command.set_defaults(build=lambda options: drawn_rows(data_set, options))
+    else:
+        command.set_defaults(build=lambda options: recorded_rows(data_set, options))
+
+
+def _add_drawn(command: argparse.ArgumentParser, *, train_rows: int) -> None:
+    command.add_argument("--train-rows", type=_positive, default=train_rows, help=f"drawn (default {train_rows})")
+    command.add_argument("--validation-rows", type=_positive, default=512, help="drawn (default 512)")
+    command.add_argument("--seed", type=int, default=0)
 
 
 if __name__ == "__main__":

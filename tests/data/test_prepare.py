@@ -93,6 +93,24 @@ def test_original_gsm8k_files_are_read_whole(tmp_path):
         assert rewards.score("gsm8k", record["answer"], row["reward_model"]["ground_truth"])["acc"] == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [(b"Puzzle,Solution\n3102200002100320,3142243142131324\nonly\n", ":3"), (b"Puzzle,Solution\n1,2\n", ":2")],
+)
+def test_malformed_csv_rows_are_named(tmp_path, capsys, content, place):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert main(["sudoku", "--test", str(path), "--strict", "--output-dir", str(tmp_path)]) == 1
+    assert f"{path}{place}" in capsys.readouterr().err
+
+
+def test_a_broken_gz_is_an_error(tmp_path, capsys):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(b"no gzip")
+    assert gsm8k(tmp_path, "--train", path) == 1
+    assert f"cannot read {path}" in capsys.readouterr().err
+
+
 def arithmetic(folder, seed=0, *more):
     arguments = ["arithmetic", "--train-rows", "300", "--validation-rows", "100", "--seed", str(seed)]
     assert main([*arguments, "--output-dir", str(folder), *more]) == 0

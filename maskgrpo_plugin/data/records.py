@@ -1,0 +1,131 @@
+"""Reading of data sets: records with the place they come from, out of local files or the Hugging Face hub."""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+csv.field_size_limit(1 << 24)
+
+
+class DataError(Exception):
+    """A data file or record that cannot be used; the message says which, where and why."""
+
+
+class HubSource(NamedTuple):
+    """One split of a data set on the hub; `config` is the data set's own name for a part, or None."""
+
+    name: str
+    split: str
+    config: str | None = None
+
+
+def read_file(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("file:line", record) of a file of JSON Lines or, where its name ends in .csv, of CSV; .gz is unpacked.
+
+    Blank lines are passed over; lines that cannot be read give a DataError in the record's place, so that the caller
+    decides.
+
+    Raises:
+        DataError: the file cannot be opened or unpacked.
+    """
+    is_csv = ".csv" in Path(path).suffixes
+    try:
+        with _open(path) as file:
+            yield from _csv_records(file, path) if is_csv else _json_records(file, path)
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_hub(source: HubSource) -> Iterator[tuple[str, Any]]:
+    """Yield ("name[split]:row", record) of a data set of the Hugging Face hub.
+
+    Raises:
+        DataError: `datasets` is missing or the data set cannot be loaded.
+    """
+    try:
+        from datasets import load_dataset
+
+        data = load_dataset(source.name, source.config, split=source.split)
+    except Exception as error:
+        raise DataError(
+            f"cannot load {source.name} from the hub ({error}); give local files by --train and --test"
+        ) from error
+    for number, record in enumerate(data, start=1):
+        yield f"{source.name}[{source.split}]:{number}", record
+
+
+def text_field(record: Any, *names: str) -> str:
+    """The first of the fields `names` that holds text; white space around it is dropped.
+
+    Raises:
+        DataError: the record is no object, or none of the fields holds text.
+    """
+    for name in names:
+        value = as_object(record).get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    wanted = " or ".join(map(repr, names))
+    raise DataError(f"no text under {wanted}; it has {', '.join(map(str, record)) or 'no keys'}")
+
+
+def text_list_field(record: Any, name: str, *, may_be_empty: bool = False) -> list[str]:
+    """The field `name` as a list of strings.
+
+    Raises:
+        DataError: it is something else, or empty where it may not be.
+    """
+    value = as_object(record).get(name)
+    if value is None and may_be_empty:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise DataError(f"no list of texts under {name!r}")
+    if not value and not may_be_empty:
+        raise DataError(f"nothing under {name!r}")
+    return value
+
+
+def as_object(record: Any) -> dict[str, Any]:
+    """`record`, if it is an object.
+
+    Raises:
+        DataError: it is not; where the record is itself a DataError, that one.
+    """
+    if isinstance(record, DataError):
+        raise record
+    if not isinstance(record, dict):
+        raise DataError(f"not an object but {type(record).__name__}")
+    return record
+
+
+def _open(path: str | Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if str(path).endswith(".gz") else open(path, "rb")
+
+
+def _json_records(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            yield place, json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            yield place, DataError(f"not JSON in UTF-8 ({error})")
+
+
+def _csv_records(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]]:
+    rows = csv.reader(line.decode("utf-8", "replace") for line in file)
+    header = next(rows, [])
+    try:
+        for row in rows:
+            if not row:
+                continue
+            place = f"{path}:{rows.line_num}"
+            if len(row) == len(header):
+                yield place, dict(zip(header, row, strict=True))
+            else:
+                yield place, DataError(f"{len(row)} fields instead of {len(header)}")
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}:{rows.line_num}: {error}") from error
