@@ -52,7 +52,7 @@ def tiny_run(tmp_path_factory, make_model):
 def tiny_digits(tmp_path_factory):
     """A folder as the digits example's: `model` (MMaDA) and `vq` (MAGVIT-v2) with random weights, and `data`."""
     from maskgrpo_plugin.data.digits import digit_rows
-    from maskgrpo_plugin.data.prepare import write_parquet
+    from maskgrpo_plugin.data.rows import write_parquet
     from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
 
     digits = load_example("make_models", "digits")

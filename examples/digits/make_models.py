@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ResNetC
 
 from maskgrpo_plugin.contact_sheet import write_contact_sheet
 from maskgrpo_plugin.data.digits import DIGIT_NAMES, digit_prompt, digit_rows
-from maskgrpo_plugin.data.prepare import write_parquet
+from maskgrpo_plugin.data.rows import write_parquet
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.families import ImageFamily, Prompt, build_family
 from maskgrpo_plugin.models.image_scorers import Preprocessing

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskgrpo_plugin.data.prepare import DataError, read_jsonl, write_parquet
+from maskgrpo_plugin.data.records import DataError, read_file
+from maskgrpo_plugin.data.rows import write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,14 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file:place", record) where a record is a dict with `prompt`, or a DataError in its place.
 
     Args:
-        path: `.jsonl` with a prompt under `prompt`, `caption` or `text`; `.tar` with members `<key>.txt` (a caption)
+        path: `.jsonl` (or `.jsonl.gz`) with a prompt under `prompt`, `caption` or `text`; `.tar` with members `<key>.txt` (a caption)
             or `<key>.json`; anything else: text with a prompt a line, empty lines passed over.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if path.suffix == ".jsonl":
-        yield from read_jsonl(path)
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        yield from read_file(path)
     elif path.suffix == ".tar":
         yield from _read_archive(path)
     else:
