@@ -26,8 +26,8 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file:place", record) where a record is a dict with `prompt`, or a DataError in its place.
 
     Args:
-        path: `.jsonl` (or `.jsonl.gz`) with a prompt under `prompt`, `caption` or `text`; `.tar` with members `<key>.txt` (a caption)
-            or `<key>.json`; anything else: text with a prompt a line, empty lines passed over.
+        path: `.jsonl` or `.jsonl.gz` with a prompt under `prompt`, `caption` or `text`; `.tar` with members `<key>.txt`
+            (a caption) or `<key>.json`; anything else: text with a prompt a line, empty lines passed over.
 
     Raises:
         DataError: the file cannot be read.
