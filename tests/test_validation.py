@@ -56,6 +56,8 @@ def test_the_shipped_configs_pass(tiny_run, name):
         ("actor_rollout_ref.rollout.calculate_log_probs=true", "actor_rollout_ref.rollout.calculate_log_probs"),
         ("data.train_files=/nowhere/train.parquet", "data.train_files"),
         ("data.max_prompt_length=4000", "data.max_response_length"),
+        ("+reward.weights.gsm8k.style=1.0", "reward.weights"),
+        ("+reward.sandbox.isolate=true", "reward.sandbox"),
         ("ray_kwargs.ray_init.num_cpus=2", "ray_kwargs.ray_init.num_cpus"),
         ("ray_kwargs.ray_init.num_gpus=0", "ray_kwargs.ray_init.num_gpus"),
         ("actor_rollout_ref.actor.ppo_mini_batch_size=5", "actor_rollout_ref.actor.ppo_mini_batch_size"),
