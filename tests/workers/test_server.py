@@ -10,7 +10,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer, TransformersServer
+from maskgrpo_plugin.workers.rollout.server import (
+    DiffusionServer,
+    TransformersServer,
+    allocate_parameters,
+    release_parameters,
+)
 from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
 
 PROMPTS = [[1, 10, 11, 19, 12, 13, 21], [1, 10, 19, 12, 21], [1, 14, 15, 16, 19, 12, 13, 17, 21], [1, 10, 11, 19, 12]]
@@ -71,9 +76,10 @@ def test_answers_tell_the_reveal_step_of_each_token(tiny_run):
     assert output.extra_fields["model_calls"] <= 8
 
 
-def test_weights_arrive_in_small_buckets(tiny_run):
-    source = make_server(tiny_run)
-    server = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.load_format=dummy")
+@pytest.mark.parametrize("cls", [DiffusionServer, TransformersServer])
+def test_weights_arrive_in_small_buckets(tiny_run, cls):
+    source = make_server(tiny_run, cls)
+    server = make_server(tiny_run, cls, "actor_rollout_ref.rollout.load_format=dummy")
 
     async def go():
         with pytest.raises(RuntimeError, match="before it had weights"):
@@ -84,6 +90,21 @@ def test_weights_arrive_in_small_buckets(tiny_run):
 
     got, expected = run(go())
     assert got == expected
+    tokens = torch.tensor([PROMPTS[0]])
+    torch.testing.assert_close(server.model(tokens).logits, source.model(tokens).logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("cls", [DiffusionServer, TransformersServer])
+def test_buffers_survive_while_the_parameters_are_given_back(tiny_run, cls):
+    server = make_server(tiny_run, cls)
+    weights = {name: value.clone() for name, value in server.model.state_dict().items()}
+    tokens = torch.tensor([PROMPTS[0]])
+    expected = server.model(tokens).logits
+    release_parameters(server.model)
+    assert all(parameter.is_meta for parameter in server.model.parameters())
+    allocate_parameters(server.model, torch.device("cpu"))
+    server.model.load_state_dict(weights)
+    torch.testing.assert_close(server.model(tokens).logits, expected, atol=0, rtol=0)
 
 
 def test_a_weight_sync_that_is_not_whole_is_an_error(tiny_run):

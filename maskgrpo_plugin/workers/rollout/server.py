@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name, get_torch_device
@@ -20,6 +21,28 @@ from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, p
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
 
 logger = logging.getLogger(__name__)
+
+
+def allocate_parameters(model: Any, device: torch.device) -> None:
+    """Give parameters on the meta device uninitialised memory on `device`; buffers (such as rotary frequencies, which
+    no weight sync sends) move there with their values.
+    """
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device=device), False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    model.tie_weights()
+
+
+def release_parameters(model: Any) -> None:
+    """Free the memory of the parameters; buffers stay."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), False)
 
 
 class RolloutServer:
@@ -53,10 +76,9 @@ class RolloutServer:
     def _load_model(self) -> torch.nn.Module:
         dtype = PrecisionType.to_dtype(self.config.dtype)
         if self.config.load_format == "dummy":
-            with torch.device("meta"):
+            with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(self.model_config.hf_config, dtype=dtype)
-            model = model.to_empty(device=self.device)
-            model.tie_weights()
+            allocate_parameters(model, self.device)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 self.model_config.local_path, config=self.model_config.hf_config, dtype=dtype
@@ -164,14 +186,13 @@ class RolloutServer:
     async def wake_up(self, tags: list[str] | None = None) -> None:
         """Take device memory for the weights again; on a GPU they are valid after the next weight sync."""
         if next(self.model.parameters()).is_meta:
-            self.model.to_empty(device=self.device)
-            self.model.tie_weights()
+            allocate_parameters(self.model, self.device)
 
     async def sleep(self) -> None:
         """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU)."""
         await self.batcher.pause()
         if self.device.type != "cpu":
-            self.model.to("meta")
+            release_parameters(self.model)
             self.has_weights = False
             get_torch_device().empty_cache()
 
