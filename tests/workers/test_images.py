@@ -28,8 +28,16 @@ def family(tiny_digits):
     return build_family(AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
 
 
+SCORER = Path(__file__).parents[1] / "e2e" / "brightness.py"
+BRIGHTNESS = [
+    "reward.image.scorers.digits=null",
+    "reward.image.scorers.clip_folder=null",
+    f"+reward.image.scorers.bright={{factory: '{SCORER}:Brightness'}}",
+]
+
+
 def compose(folder, *overrides):
-    return ranks.compose_config("unused", f"digits_dir={folder}", *overrides, name="digits", folder_key=None)
+    return ranks.compose_config(folder, *BRIGHTNESS, *overrides, name="digits", folder_key="digits_dir")
 
 
 def make_server(folder, *overrides):
@@ -155,6 +163,7 @@ def image_batch(family, rows=4):
 def test_estimation_scores_masked_image_tokens_in_the_codebook_alone(tiny_digits, family, tmp_path):
     batch = image_batch(family)
     overrides = [
+        *BRIGHTNESS,
         "actor_rollout_ref.rollout.n=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
@@ -195,7 +204,6 @@ def test_estimation_scores_masked_image_tokens_in_the_codebook_alone(tiny_digits
 @pytest.mark.parametrize("name", ["mmada_8b_clip", "mmada_8b_hpsv2", "mmada_8b_server"])
 def test_the_shipped_image_configs_pass_with_a_small_checkpoint(tiny_digits, name):
     scorer = {"mmada_8b_clip": "clip", "mmada_8b_hpsv2": "hpsv2", "mmada_8b_server": "unifiedreward"}[name]
-    brightness = Path(__file__).parents[1] / "e2e" / "brightness.py"
     overrides = [
         f"actor_rollout_ref.model.path={tiny_digits}/model",
         f"data.train_files={tiny_digits}/data/train.parquet",
@@ -205,7 +213,7 @@ def test_the_shipped_image_configs_pass_with_a_small_checkpoint(tiny_digits, nam
         "ray_kwargs.ray_init.num_cpus=100",
         "+ray_kwargs.ray_init.num_gpus=8",
         f"reward.image.scorers.{scorer}=null",
-        f"+reward.image.scorers.bright={{factory: '{brightness}:Brightness'}}",
+        BRIGHTNESS[-1],
     ]
     tokenizer = f"actor_rollout_ref.rollout.image.tokenizer_path={tiny_digits}/vq"
     with pytest.raises(ConfigError, match="tokenizer_path"):

@@ -46,7 +46,7 @@ class ScorerPool:
         settings = [str(factory), dict(options), max_batch, max_wait_ms, num_cpus, num_gpus]
         mark = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
         actor = ray.remote(ScorerWorker)
-        self.actors = [
+        self._make = lambda: [
             actor.options(
                 name=f"image_scorer_{name}_{mark}_{replica}",
                 get_if_exists=True,
@@ -57,6 +57,7 @@ class ScorerPool:
             ).remote(factory, dict(options), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
             for replica in range(replicas)
         ]
+        self.actors = self._make()
         self._turn = itertools.count()
 
     def wait_until_ready(self, timeout_s: float) -> None:
@@ -66,7 +67,7 @@ class ScorerPool:
             RuntimeError: one could not, or not in time; the message says why.
         """
         try:
-            ray.get([actor.ready.remote() for actor in self.actors], timeout=timeout_s)
+            self._ready(timeout_s)
         except ray.exceptions.GetTimeoutError as error:
             raise RuntimeError(
                 f"the image scorer {self.name!r} was not ready within {timeout_s} s "
@@ -74,6 +75,18 @@ class ScorerPool:
             ) from error
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"the image scorer {self.name!r} could not be made: {error}") from error
+
+    def _ready(self, timeout_s: float, attempts: int = 5) -> None:
+        """Wait for the actors; one that was found by name while its last owner let go of it is made anew."""
+        for attempt in range(attempts):
+            try:
+                ray.get([actor.ready.remote() for actor in self.actors], timeout=timeout_s)
+                return
+            except ray.exceptions.ActorDiedError as error:
+                if "all references to the actor were removed" not in str(error) or attempt == attempts - 1:
+                    raise
+                time.sleep(1.0)
+                self.actors = self._make()
 
     async def score(self, sample: Any) -> Scored:
         """Score one sample, in time or not at all; never raises for what goes wrong with a scorer.
