@@ -366,7 +366,6 @@ def _check_image_rewards(config: DictConfig) -> None:
 
 
 def _check_text_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.config import ConfigError
     from maskgrpo_plugin.rewards.manager import REWARD_MANAGER_NAME, component_weights, sandbox_settings
 
     if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
@@ -375,7 +374,7 @@ def _check_text_rewards(config: DictConfig) -> None:
         try:
             read(config)
         except ValueError as error:
-            raise ConfigError(f"reward.{name}", config.reward.get(name), str(error)) from error
+            raise _error(f"reward.{name}", config.reward.get(name), str(error)) from error
 
 
 def required_ray_cpus(config: DictConfig) -> int:

@@ -33,6 +33,12 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
+def make_digits():
+    """The module examples/digits/make_models.py."""
+    return load_example("make_models", "digits")
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, make_model):
     """A folder as the quickstart's: `model`, `model_ar` (random weights) and `data`."""
     from maskgrpo_plugin.data.prepare import main as prepare
@@ -49,13 +55,13 @@ def tiny_run(tmp_path_factory, make_model):
 
 
 @pytest.fixture(scope="session")
-def tiny_digits(tmp_path_factory):
+def tiny_digits(tmp_path_factory, make_digits):
     """A folder as the digits example's: `model` (MMaDA) and `vq` (MAGVIT-v2) with random weights, and `data`."""
     from maskgrpo_plugin.data.digits import digit_rows
     from maskgrpo_plugin.data.rows import write_parquet
     from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
 
-    digits = load_example("make_models", "digits")
+    digits = make_digits
     folder = tmp_path_factory.mktemp("digits")
     recipe = replace(digits.Recipe(), d_model=32, n_layers=2, mlp_hidden_size=64)
     with torch.random.fork_rng(devices=[]):

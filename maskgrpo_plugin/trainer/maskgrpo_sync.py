@@ -117,13 +117,15 @@ class MaskGRPOTrainer(PPOTrainerSync):
         return self._resolve_failed_rewards(batch, metrics)
 
     def _resolve_failed_rewards(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Apply the policy for samples whose reward failed: new rewards, and no loss for samples that are dropped.
+        """Log the reward's components, and apply the policy for samples whose reward failed: new rewards, and no loss
+        for samples that are dropped.
 
         A step in which no reward at all could be had keeps its samples with equal rewards, which is no advantage.
         """
         fields = ["uid", "rm_scores", "response_mask", "extra_fields"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         infos = [extra.get("reward_extra_info", {}) for extra in data["extra_fields"]]
+        metrics.update(mean_reward_components(infos))
         failed = torch.tensor([float(info.get("reward_failed", 0.0)) > 0 for info in infos])
         scores = data["rm_scores"].to_padded_tensor(0.0)
         rewards = scores.sum(-1)
@@ -222,13 +224,6 @@ class MaskGRPOTrainer(PPOTrainerSync):
             folder = Path(self.config.trainer.default_local_dir).expanduser() / "images"
             log_contact_sheet(self.agent_loop_manager.pop_images(), self.logger, folder, self.global_steps)
         return metrics
-
-    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
-        """verl's metrics, and the mean of every number that the reward manager gave, as `reward/…`."""
-        super()._compute_metrics(batch, metrics, *args, **kwargs)
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        infos = [extra.get("reward_extra_info", {}) for extra in data["extra_fields"]]
-        metrics.update(mean_reward_components(infos))
 
     def _save_checkpoint(self) -> None:
         if self._keeps_reference():

@@ -1,10 +1,7 @@
 """The digits example's models: its tokenizer and data, its corpus, and that every folder loads."""
 
-import importlib.util
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,17 +14,10 @@ from maskgrpo_plugin.models.families import MMaDAFamily, build_family
 from maskgrpo_plugin.models.image_scorers import ClipScorer, ImageClassifier
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "digits" / "make_models.py"
-
 
 @pytest.fixture(scope="module")
-def digits():
-    spec = importlib.util.spec_from_file_location("digits_make_models", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def digits(make_digits):
+    return make_digits
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """The quickstart's checkpoint: its tokenizer, its pretraining, and that the folder loads with no remote code."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import maskgrpo_plugin.models
 from maskgrpo_plugin.models.special_tokens import mask_token_problem, stop_token_ids
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart" / "make_model.py"
-
 
 @pytest.fixture(scope="module")
-def quickstart():
-    spec = importlib.util.spec_from_file_location("quickstart_make_model", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def quickstart(make_model):
+    return make_model
 
 
 @pytest.fixture(scope="module")
