@@ -110,6 +110,7 @@ def test_one_step_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_pa
         "data.train_batch_size=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=6",  # the first ratio is exact in equal batches
         "data.max_prompt_length=64",
         "data.max_response_length=64",
         "actor_rollout_ref.rollout.sampler.steps=32",
