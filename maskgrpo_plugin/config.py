@@ -38,6 +38,9 @@ class EstimationConfig(BaseConfig):
         level_cap: highest mask level, in (0, 1].
         seed: seed of the masks.
         reference_sync_steps: copy the actor into the reference every so many steps; 0 never does.
+        cfg_scale: guidance weight w ≥ 0 of the log-probabilities, for actor, old and reference policy alike: those of
+            (1 + w)·logits − w·logits without the prompt's text. 0 (published): the model's own, whatever guidance
+            the sampler has.
 
     Raises:
         ConfigError: a value out of range.
@@ -55,6 +58,7 @@ class EstimationConfig(BaseConfig):
     level_cap: float = 0.999
     seed: int = 42
     reference_sync_steps: int = 0
+    cfg_scale: float = 0.0
 
     def __post_init__(self):
         check_choice(f"{ESTIMATION}.estimator", self.estimator, ESTIMATORS)
@@ -72,6 +76,8 @@ class EstimationConfig(BaseConfig):
             raise ConfigError(f"{ESTIMATION}.prompt_mask_ratio", self.prompt_mask_ratio, "allowed: [0, 1)")
         if self.reference_sync_steps < 0:
             raise ConfigError(f"{ESTIMATION}.reference_sync_steps", self.reference_sync_steps, "allowed: 0 or more")
+        if not 0 <= self.cfg_scale < float("inf"):
+            raise ConfigError(f"{ESTIMATION}.cfg_scale", self.cfg_scale, "allowed: 0 or more")
 
     def levels(self, step: int) -> list[float]:
         """Mask levels t_1 … t_μ of one training step; only `unigrpo` and `coupled` draw them anew each step."""
@@ -101,6 +107,7 @@ class EstimationConfig(BaseConfig):
             "prompt_mask_ratio": self.prompt_mask_ratio if self.estimator == "diffu_grpo" else 0.0,
             "canvas": self.canvas,
             "train_on_tail": self.train_on_tail,
+            "cfg_scale": self.cfg_scale,
             "seed": self.seed,
             "step": step,
             "stop_token_ids": list(stop_token_ids),

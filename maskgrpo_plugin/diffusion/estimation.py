@@ -6,6 +6,8 @@ import torch
 
 from maskgrpo_plugin.diffusion.remasking import combine_seed, remask
 
+UNCOND_IDS = "uncond_ids"  # batch field: the prompt without its text, for guidance
+
 
 @dataclass
 class EstimationPlan:
@@ -22,6 +24,7 @@ class EstimationPlan:
         seed: the run's mask seed.
         step: the training step.
         stop_token_ids: ids that end a response.
+        cfg_scale: guidance weight w of the log-probabilities; 0 for none.
     """
 
     mode: str
@@ -34,6 +37,7 @@ class EstimationPlan:
     seed: int = 0
     step: int = 0
     stop_token_ids: list[int] = field(default_factory=list)
+    cfg_scale: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ratios)

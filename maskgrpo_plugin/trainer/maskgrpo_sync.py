@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
+from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.rewards.failures import resolve_failed_rewards
@@ -160,8 +161,7 @@ class MaskGRPOTrainer(PPOTrainerSync):
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
         self._write_mask_keys(batch)
-        if self.estimation.estimator == "tracerl":
-            self._write_reveal_steps(batch)
+        self._write_extra_fields(batch)
         plan = self._attach_plan(batch)
         batch.extra_info.update({"calculate_entropy": False, "compute_loss": False})
         self.actor_rollout_wg.compute_log_prob(batch)
@@ -187,10 +187,14 @@ class MaskGRPOTrainer(PPOTrainerSync):
         Each write to TransferQueue returns a batch without either, so every stage attaches them.
         """
         plan = self.estimation.plan(self.global_steps, stop_token_ids=stop_token_ids(self.tokenizer))
-        reveal = ["reveal_step"] if self.estimation.estimator == "tracerl" else []
         batch.extra_info["estimation"] = plan
-        batch.fields = [*ESTIMATION_FIELDS, *reveal, *more_fields]
+        batch.fields = [*ESTIMATION_FIELDS, *self._extra_fields(), *more_fields]
         return plan
+
+    def _extra_fields(self) -> list[str]:
+        """What the estimation needs of the rollouts' `extra_fields`."""
+        reveal = ["reveal_step"] if self.estimation.estimator == "tracerl" else []
+        return [*reveal, *([UNCOND_IDS] if self.estimation.cfg_scale > 0 else [])]
 
     def _write_mask_keys(self, batch: KVBatchMeta) -> None:
         rows, sessions = self._row_numbers(batch)
@@ -198,12 +202,15 @@ class MaskGRPOTrainer(PPOTrainerSync):
         fields = TensorDict({"mask_key": torch.tensor(keys, dtype=torch.int64)}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
-    def _write_reveal_steps(self, batch: KVBatchMeta) -> None:
+    def _write_extra_fields(self, batch: KVBatchMeta) -> None:
+        """Put what `_extra_fields` names into the batch as jagged tensors."""
+        names = self._extra_fields()
+        if not names:
+            return
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        steps = [torch.tensor(extra["reveal_step"]) for extra in data["extra_fields"]]
-        fields = TensorDict(
-            {"reveal_step": torch.nested.as_nested_tensor(steps, layout=torch.jagged)}, batch_size=len(batch)
-        )
+        rows = {name: [torch.tensor(extra[name]) for extra in data["extra_fields"]] for name in names}
+        jagged = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in rows.items()}
+        fields = TensorDict(jagged, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 from verl.utils.profiler import simple_timer
 
+from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.families import Family, ImageFamily, Prompt, build_family
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
@@ -93,6 +94,7 @@ class SeededSingleTurn(AgentLoopBase):
         extra_info = kwargs.get("extra_info") or {}
         request: dict[str, Any] = {}
         fixed_mask: list[int] | None = None
+        uncond_ids: list[int] = []
         if (extra_info.get("modality") or "text") == "text":
             prompt_ids = self._render_chat(messages)
         else:
@@ -100,10 +102,8 @@ class SeededSingleTurn(AgentLoopBase):
             prompt_ids = visible(prompt.prompt_ids, prompt.prompt_mask)
             if extra_info["modality"] == "t2i":
                 fixed_mask = list(prompt.response_mask)
-                request = {
-                    "canvas_ids": list(prompt.response_ids),
-                    "uncond_ids": visible(prompt.uncond_ids, prompt.uncond_mask),
-                }
+                uncond_ids = visible(prompt.uncond_ids, prompt.uncond_mask)
+                request = {"canvas_ids": list(prompt.response_ids), "uncond_ids": uncond_ids}
         seed = request_seed(
             self.rollout_config.seed,
             int(kwargs.get("global_steps", 0)),
@@ -121,14 +121,25 @@ class SeededSingleTurn(AgentLoopBase):
             )
         metrics["num_preempted"] = -1
         response_ids = output.token_ids[: self.rollout_config.response_length]
+        extra_fields = output.extra_fields | {"turn_scores": [], "tool_rewards": []}
+        estimation = self.config.algorithm.get("estimation") or {}
+        if estimation.get("cfg_scale", 0) > 0:
+            extra_fields[UNCOND_IDS] = uncond_ids or self._hidden_prompt(len(prompt_ids))
         return AgentLoopOutput(
             prompt_ids=prompt_ids,
             response_ids=response_ids,
             response_mask=fixed_mask or [1] * len(response_ids),
             num_turns=2,
             metrics=metrics,
-            extra_fields=output.extra_fields | {"turn_scores": [], "tool_rewards": []},
+            extra_fields=extra_fields,
         )
+
+    def _hidden_prompt(self, length: int) -> list[int]:
+        """A text prompt without its text: as long, and masked, as in the text sampler's guidance."""
+        return [self._family().mask_token_id] * length
+
+    def _family(self) -> Family:
+        return load_family(os.path.expanduser(self.config.actor_rollout_ref.model.path), self.tokenizer)
 
     def _render_chat(self, messages: list[dict[str, str]]) -> list[int]:
         text = self.tokenizer.apply_chat_template(
@@ -137,7 +148,7 @@ class SeededSingleTurn(AgentLoopBase):
         return self._cap_text_prompt_length(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _image_prompt(self, messages: list[dict[str, str]], extra_info: Mapping[str, Any]) -> Prompt:
-        family = load_family(os.path.expanduser(self.config.actor_rollout_ref.model.path), self.tokenizer)
+        family = self._family()
         length = self.rollout_config.response_length
         return build_prompt(family, messages, extra_info, length, image_grid(self.rollout_config.image, family))
 

@@ -137,6 +137,7 @@ def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_pat
         f"+reward.image.scorers.bright={{factory: '{factory}'}}",
         f"+reward.image.scorers.fragile={{factory: '{factory}', max_batch: 1, options: {{fail_below: 0.5}}}}",
         "actor_rollout_ref.rollout.sampler.cfg_scale=1.5",
+        "algorithm.estimation.cfg_scale=1.5",
         f"trainer.default_local_dir={tmp_path}",
         "trainer.total_training_steps=1",
         "trainer.test_freq=1",

@@ -58,6 +58,8 @@ def to_tensordict(batch, rows, **non_tensors):
         "mask_key": torch.tensor(pick["mask_key"]),
         "reveal_step": jagged(pick["reveal_step"], torch.long),
     }
+    if "uncond_ids" in pick:
+        tensors["uncond_ids"] = jagged(pick["uncond_ids"], torch.long)
     return tu.get_tensordict(tensors, non_tensor_dict=non_tensors)
 
 

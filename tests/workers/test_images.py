@@ -144,45 +144,67 @@ def test_sides_that_the_tokenizer_does_not_divide_are_refused(tiny_digits):
         preflight(compose(tiny_digits, f"{image}.height=9", f"{image}.width=8"))
 
 
-def image_batch(family, rows=4):
+def image_batch(family):
+    """Three images and three answers to questions about images, of which two end early."""
     g = torch.Generator().manual_seed(0)
     end = family.token_id("<|eoi|>")
     start, stop = family.image.vocab_slice
-    batch = {"prompts": [], "responses": [], "mask_key": [], "advantages": [], "reveal_step": []}
-    for row, digit in enumerate(("seven", "two", "nine", "one")[:rows]):
+    batch = {"prompts": [], "responses": [], "response_mask": [], "uncond_ids": []}
+    for digit in ("seven", "two", "nine"):
         prompt = prompt_of(family, digit)
         batch["prompts"].append(visible(prompt.prompt_ids, prompt.prompt_mask))
         batch["responses"].append([*torch.randint(start, stop, (16,), generator=g).tolist(), end])
-        batch["mask_key"].append(row)
-        batch["advantages"].append(float(torch.randn((), generator=g)))
-        batch["reveal_step"].append([0] * 17)
-    batch["response_mask"] = [[1] * 16 + [0]] * rows
+        batch["response_mask"].append([1] * 16 + [0])
+        batch["uncond_ids"].append(visible(prompt.uncond_ids, prompt.uncond_mask))
+    for length in (17, 5, 9):
+        info = {"modality": "mmu", "image_codes": torch.randint(16, (16,), generator=g).tolist()}
+        prompt = build_prompt(family, [{"role": "user", "content": "a handwritten"}], info, 17)
+        answer = torch.randint(9, 14, (17,), generator=g)
+        answer[length:] = family.stop_token_ids[0]
+        batch["prompts"].append(list(prompt.prompt_ids))
+        batch["responses"].append(answer.tolist())
+        batch["response_mask"].append([1] * 17)
+        batch["uncond_ids"].append([family.mask_token_id] * len(prompt.prompt_ids))
+    batch["mask_key"] = list(range(6))
+    batch["advantages"] = torch.randn(6, generator=g).tolist()
+    batch["reveal_step"] = [[0] * 17] * 6
     return batch
 
 
-def test_estimation_scores_masked_image_tokens_in_the_codebook_alone(tiny_digits, family, tmp_path):
-    batch = image_batch(family)
-    overrides = [
+@pytest.fixture(scope="module")
+def estimates(tiny_digits, family, tmp_path_factory):
+    """Results of one rank, and of two, without guidance and with."""
+    out, batch = tmp_path_factory.mktemp("estimates"), image_batch(family)
+    common = [
         *BRIGHTNESS,
         "actor_rollout_ref.rollout.n=2",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2",
+        "data.train_batch_size=3",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=3",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=3",
         "actor_rollout_ref.actor.optim.optimizer=SGD",
     ]
+    overrides = [[*common, f"algorithm.estimation.cfg_scale={scale}"] for scale in (0.0, 1.5)]
     job = {"name": "digits", "folder_key": "digits_dir"}
-    result = ranks.run_ranks(1, tiny_digits, [overrides], batch, tmp_path / "one", **job)[0][0]
-    two = ranks.run_ranks(2, tiny_digits, [overrides], batch, tmp_path / "two", **job)
-    torch.testing.assert_close(torch.cat([r[0]["old"] for r in two]), result["old"], atol=1e-6, rtol=0)
-    for name, value in result["weights"].items():
-        torch.testing.assert_close(two[0][0]["weights"][name], value, atol=2e-6, rtol=0)
+    one = ranks.run_ranks(1, tiny_digits, overrides, batch, out / "one", **job)
+    two = ranks.run_ranks(2, tiny_digits, overrides, batch, out / "two", **job)
+    return batch, {scale: (one[0][n], [rank[n] for rank in two]) for n, scale in enumerate((0.0, 1.5))}
 
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_estimation_scores_image_tokens_in_the_codebook_and_answers_in_the_vocabulary(
+    tiny_digits, family, estimates, cfg_scale
+):
+    batch, results = estimates
+    old = results[cfg_scale][0]["old"]
     model = AutoModelForCausalLM.from_pretrained(tiny_digits / "model").eval()
-    start, stop = family.image.vocab_slice
-    for row in range(4):
-        tokens = torch.tensor([batch["prompts"][row] + batch["responses"][row]])
+    for row, (prompt, response) in enumerate(zip(batch["prompts"], batch["responses"], strict=True)):
+        tokens = torch.tensor([prompt + response])
+        stops = [n for n, token in enumerate(response) if token in family.stop_token_ids]
+        learned = 16 if row < 3 else min([*(n + 1 for n in stops), 17])
         flags = torch.zeros_like(tokens, dtype=torch.bool)
-        flags[0, -17:-1] = True
+        flags[0, len(prompt) : len(prompt) + learned] = True
+        columns = slice(*family.image.vocab_slice) if row < 3 else slice(None)
         for level, ratio in enumerate((0.9, 0.999)):
             noised = remask(
                 tokens,
@@ -193,12 +215,26 @@ def test_estimation_scores_masked_image_tokens_in_the_codebook_alone(tiny_digits
                 keys=torch.tensor([row]),
                 mask_token_id=family.mask_token_id,
             )
+            blind = torch.cat([torch.tensor([batch["uncond_ids"][row]]), noised.noisy[:, len(prompt) :]], dim=1)
             with torch.no_grad():
-                logits = model(noised.noisy).logits[0, :, start:stop].log_softmax(-1)
-            expected = logits[-17:-1].gather(1, tokens[0, -17:-1, None] - start)[:, 0]
-            expected = torch.where(noised.masked[0, -17:-1], expected, 0.0)
-            torch.testing.assert_close(result["old"][row, :16, level], expected, atol=1e-5, rtol=0)
-            assert result["old"][row, 16, level] == 0.0
+                cond, uncond = (model(ids).logits[0, -17:] for ids in (noised.noisy, blind))
+            logits = ((1 + cfg_scale) * cond - cfg_scale * uncond)[:, columns].log_softmax(-1)
+            expected = logits.gather(1, tokens[0, -17:, None] - (columns.start or 0) * flags[0, -17:, None])[:, 0]
+            expected = torch.where(noised.masked[0, -17:], expected, 0.0)
+            torch.testing.assert_close(old[row, :, level], expected, atol=2e-5, rtol=0)
+            assert (expected != 0).sum() > learned / 2 and (expected[learned:] == 0).all()
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_two_ranks_train_images_and_answers_as_one(estimates, cfg_scale):
+    one, two = estimates[1][cfg_scale]
+    torch.testing.assert_close(torch.cat([rank["old"] for rank in two]), one["old"], atol=2e-6, rtol=0)
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two[0]["weights"][name], value, atol=2e-6, rtol=0)
+    assert max(one["metrics"]["level_1/log_ratio_abs_max"]) == 0.0
+    plain = estimates[1][0.0][0]["weights"]
+    moved = max((value - plain[name]).abs().max() for name, value in one["weights"].items())
+    assert (moved > 1e-5) == (cfg_scale > 0)
 
 
 @pytest.mark.parametrize("name", ["mmada_8b_clip", "mmada_8b_hpsv2", "mmada_8b_server"])

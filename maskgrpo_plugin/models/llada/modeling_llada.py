@@ -214,6 +214,7 @@ class LLaDAModelLM(PreTrainedModel):
         target_ids: Tensor | None = None,
         with_entropy: bool = False,
         vocab_slice: tuple[int, int] | None = None,
+        guidance_scale: float = 0.0,
         chunk_size: int = 1024,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
@@ -232,6 +233,10 @@ class LLaDAModelLM(PreTrainedModel):
             with_entropy: also the entropies there.
             vocab_slice: (start, stop) of the image tokens: a target among them is scored by a softmax over these
                 columns alone, any other by one over the whole vocabulary.
+            guidance_scale: above 0, the second half of the batch holds the first half's canvases without the prompt's
+                text, both halves mark as many positions, and `target_ids` are the first half's: the N/2
+                log-probabilities are those of (1 + w)·logits − w·logits without the text. The head is linear, so that
+                the hidden states are combined before it.
             chunk_size: positions a chunk of the head.
             use_cache, return_dict, kwargs: accepted for transformers' callers; a diffusion model keeps no cache.
 
@@ -252,6 +257,9 @@ class LLaDAModelLM(PreTrainedModel):
         if logits_positions is None:
             return MaskedDiffusionOutput(logits=self.project(hidden), hidden_states=hidden)
         chosen = hidden[logits_positions]
+        if guidance_scale > 0:
+            cond, uncond = chosen.chunk(2)
+            chosen = (1 + guidance_scale) * cond - guidance_scale * uncond
         if target_ids is None:
             return MaskedDiffusionOutput(logits=self.project(chosen), hidden_states=hidden)
         if vocab_slice is None:

@@ -18,7 +18,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree
 
-from maskgrpo_plugin.diffusion.estimation import EstimationPlan, level_views
+from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS, EstimationPlan, level_views
 from maskgrpo_plugin.models.families import ImageFamily, build_family
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
 
@@ -54,6 +54,29 @@ def place_responses(rows: Any, prompt_lengths: torch.Tensor, length: int, paddin
     within = torch.arange(values.numel(), device=values.device) - rows.offsets()[:-1][row_index]
     canvas[row_index, prompt_lengths[row_index] + within] = values
     return canvas
+
+
+def swap_prompts(rows: Any, prompts: Any, prompt_lengths: torch.Tensor) -> torch.Tensor:
+    """Rows with other prompts before their responses.
+
+    Args:
+        rows: jagged (B, j) of prompt and response values.
+        prompts: jagged (B, p'), the values that replace each row's prompt.
+        prompt_lengths: (B,) length of the prompts in `rows`.
+
+    Returns:
+        Jagged (B, p' + r).
+    """
+    pieces = [
+        torch.cat([prompt.to(row.dtype), row[length:]])
+        for row, prompt, length in zip(rows.unbind(), prompts.unbind(), prompt_lengths.tolist(), strict=True)
+    ]
+    return torch.nested.as_nested_tensor(pieces, layout=torch.jagged)
+
+
+def stack_padded(first: torch.Tensor, second: torch.Tensor, padding: float | int | bool = 0) -> torch.Tensor:
+    """Rows of two jagged tensors (B, j) and (B, j'), right-padded to one length; (2B, L)."""
+    return pad_rows(torch.nested.as_nested_tensor([*first.unbind(), *second.unbind()], layout=torch.jagged), padding)
 
 
 @EngineRegistry.register(model_type="masked_diffusion", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
@@ -146,6 +169,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             data[f"noisy_{index}"] = jag(view.noisy, input_ids.offsets())
             data[f"masked_{index}"] = jag(view.masked, input_ids.offsets())
         data["attended"] = jag(attended, input_ids.offsets())
+        if plan.cfg_scale > 0:
+            self._add_uncond(data, prompt_lengths, len(views))
         masked = torch.stack([view.masked for view in views]).any(0)
         is_response = torch.arange(length, device=tokens.device) >= prompt_lengths.unsqueeze(1)
         is_response = is_response & (torch.arange(length, device=tokens.device) < lengths.unsqueeze(1))
@@ -156,8 +181,21 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         for key in ("old_log_probs", "ref_log_prob"):
             if key in data.keys() and data[key].dim() == 3:
                 data[key] = torch.nested.nested_tensor_from_jagged(data[key].values()[..., level], data[key].offsets())
-        tu.assign_non_tensor(data, num_views=len(views), level_weight=plan.weights[level])
+        tu.assign_non_tensor(
+            data, num_views=len(views), level_weight=plan.weights[level], guidance_scale=plan.cfg_scale
+        )
         return data
+
+    @staticmethod
+    def _add_uncond(data: TensorDict, prompt_lengths: torch.Tensor, views: int) -> None:
+        """Add each view's canvas with the prompt of `uncond_ids`, its mask, and what it attends to."""
+        uncond = data[UNCOND_IDS]
+        nothing = torch.nested.nested_tensor_from_jagged(torch.zeros_like(uncond.values()), uncond.offsets())
+        everything = torch.nested.nested_tensor_from_jagged(torch.ones_like(uncond.values()), uncond.offsets())
+        for index in range(views):
+            data[f"uncond_noisy_{index}"] = swap_prompts(data[f"noisy_{index}"], uncond, prompt_lengths)
+            data[f"uncond_masked_{index}"] = swap_prompts(data[f"masked_{index}"], nothing, prompt_lengths)
+        data["uncond_attended"] = swap_prompts(data["attended"], everything, prompt_lengths)
 
     def forward_step(
         self, micro_batch: TensorDict, loss_function: Callable | None, forward_only: bool
@@ -189,18 +227,27 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         input_ids = micro_batch["input_ids"]
         offsets = input_ids.offsets()
         targets = pad_rows(input_ids)
-        attended = pad_rows(micro_batch["attended"], False)
+        guidance_scale = tu.get_non_tensor_data(micro_batch, "guidance_scale", default=0.0)
+
+        def canvases(name: str, padding: int | bool) -> torch.Tensor:
+            """(B, L), or with guidance (2B, L) with the canvases without the prompt's text after the others."""
+            if guidance_scale == 0:
+                return pad_rows(micro_batch[name], padding)
+            return stack_padded(micro_batch[name], micro_batch[f"uncond_{name}"], padding)
+
+        attended = canvases("attended", False)
         attention_mask = None if bool(attended.all()) else attended.long()
         sums: dict[str, torch.Tensor] = {}
         for index in range(tu.get_non_tensor_data(micro_batch, "num_views", default=1)):
             masked = pad_rows(micro_batch[f"masked_{index}"], False)
             output = self.module(
-                input_ids=pad_rows(micro_batch[f"noisy_{index}"]),
+                input_ids=canvases(f"noisy_{index}", 0),
                 attention_mask=attention_mask,
-                logits_positions=masked,
+                logits_positions=canvases(f"masked_{index}", False),
                 target_ids=targets[masked],
                 with_entropy=with_entropy,
                 vocab_slice=self._image_slice,
+                guidance_scale=guidance_scale,
             )
             scores = {"log_probs": output.log_probs, "entropy": output.entropy if with_entropy else None}
             for name, values in scores.items():
