@@ -174,7 +174,7 @@ class ImageSettings(BaseConfig):
     """Images that the rollout makes; unused where the data asks for none.
 
     Attributes:
-        tokenizer_path: folder of the MAGVIT-v2 checkpoint that turns image tokens into pixels.
+        tokenizer_path: folder of the MAGVIT-v2 or diffusers VQModel checkpoint that turns image tokens into pixels.
         height, width: of the images in pixels; None for both: the checkpoint's square of image tokens.
         contact_sheet_rows: completions of each validation that are drawn as a contact sheet, for each agent-loop
             worker; 0 for none.

@@ -304,7 +304,7 @@ def _check_images(config: DictConfig) -> None:
 
     from maskgrpo_plugin.config import ImageSettings
     from maskgrpo_plugin.models.families import ImageFamily, build_family
-    from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
+    from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
     from maskgrpo_plugin.workers.agent_loop import build_prompt
 
     rows = _modalities(config)
@@ -331,7 +331,11 @@ def _check_images(config: DictConfig) -> None:
                 image.tokenizer_path,
                 "the folder of the image tokenizer's checkpoint, with its config.json",
             )
-        tokenizer_config = MAGVITv2Config.from_pretrained(image.tokenizer_path)
+        try:
+            tokenizer_config = image_tokenizer_config(image.tokenizer_path)
+        except ModuleNotFoundError as error:
+            key = "actor_rollout_ref.rollout.image.tokenizer_path"
+            raise _error(key, image.tokenizer_path, str(error)) from None
         if tokenizer_config.codebook_size != family.image.codebook_size:
             raise _error(
                 "actor_rollout_ref.rollout.image.tokenizer_path",

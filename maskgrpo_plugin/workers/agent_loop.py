@@ -15,7 +15,7 @@ from verl.utils.profiler import simple_timer
 from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.families import Family, ImageFamily, Prompt, build_family
-from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
+from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
 
 
 def request_seed(run_seed: int, step: int, row: int, session: int, prompt_ids: list[int]) -> int:
@@ -153,9 +153,7 @@ class SeededSingleTurn(AgentLoopBase):
         return build_prompt(family, messages, extra_info, length, image_grid(self.rollout_config.image, family))
 
 
-@lru_cache(maxsize=4)
-def _image_tokenizer_config(path: str) -> MAGVITv2Config:
-    return MAGVITv2Config.from_pretrained(path)
+_image_tokenizer_config = lru_cache(maxsize=4)(image_tokenizer_config)
 
 
 def image_grid(image: Any, family: Family) -> tuple[int, int] | None:

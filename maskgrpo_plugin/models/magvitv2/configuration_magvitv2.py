@@ -79,9 +79,16 @@ class MAGVITv2Config(PretrainedConfig):
         Raises:
             ValueError: a side that the tokenizer does not divide.
         """
-        for name, side in (("height", height), ("width", width)):
-            if side < self.downsampling or side % self.downsampling:
-                raise ValueError(
-                    f"image {name} {side} does not fit the tokenizer; allowed are multiples of {self.downsampling}"
-                )
-        return height // self.downsampling, width // self.downsampling
+        return token_grid(height, width, self.downsampling)
+
+
+def token_grid(height: int, width: int, downsampling: int) -> tuple[int, int]:
+    """Rows and columns of tokens of an image of `height` × `width` pixels, `downsampling` pixels a side of a token.
+
+    Raises:
+        ValueError: a side that the tokenizer does not divide.
+    """
+    for name, side in (("height", height), ("width", width)):
+        if side < downsampling or side % downsampling:
+            raise ValueError(f"image {name} {side} does not fit the tokenizer; allowed are multiples of {downsampling}")
+    return height // downsampling, width // downsampling

@@ -238,19 +238,7 @@ class MAGVITv2(PreTrainedModel):
         Raises:
             ValueError: a number of tokens that is no such grid, or an index outside the codebook.
         """
-        if indices.dim() != 2:
-            raise ValueError(f"indices must be (B, h·w), got {tuple(indices.shape)}")
-        tokens = indices.shape[1]
-        if grid is None:
-            side = math.isqrt(tokens)
-            grid = (side, side)
-        if grid[0] * grid[1] != tokens or tokens == 0:
-            raise ValueError(f"{tokens} image tokens do not fill a grid of {grid[0]} × {grid[1]}")
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.config.codebook_size:
-            raise ValueError(
-                f"image tokens {int(indices.min())} to {int(indices.max())}: allowed are 0 to "
-                f"{self.config.codebook_size - 1}, the codebook"
-            )
+        grid = check_codes(indices, grid, self.config.codebook_size)
         return self.decode(indices_to_codes(indices, self.config.code_bits, grid, self.dtype))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -292,6 +280,24 @@ class MAGVITv2(PreTrainedModel):
             return super().from_pretrained(folder, *args, **kwargs)
         config = kwargs.pop("config", None) or MAGVITv2Config.from_pretrained(folder)
         return super().from_pretrained(None, *args, config=config, state_dict=_read(folder / found), **kwargs)
+
+
+def check_codes(indices: Tensor, grid: tuple[int, int] | None, codebook_size: int) -> tuple[int, int]:
+    """The grid that (B, h·w) codes fill; see `MAGVITv2.decode_code` for arguments and errors."""
+    if indices.dim() != 2:
+        raise ValueError(f"indices must be (B, h·w), got {tuple(indices.shape)}")
+    tokens = indices.shape[1]
+    if grid is None:
+        side = math.isqrt(tokens)
+        grid = (side, side)
+    if grid[0] * grid[1] != tokens or tokens == 0:
+        raise ValueError(f"{tokens} image tokens do not fill a grid of {grid[0]} × {grid[1]}")
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < codebook_size:
+        raise ValueError(
+            f"image tokens {int(indices.min())} to {int(indices.max())}: allowed are 0 to {codebook_size - 1}, the "
+            "codebook"
+        )
+    return grid
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.contact_sheet import to_bytes
 from maskgrpo_plugin.models.families import ImageFamily
-from maskgrpo_plugin.models.magvitv2 import MAGVITv2
+from maskgrpo_plugin.models.image_tokenizers import load_image_tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageDecoder:
     """The image tokenizer of a rollout server.
 
     Args:
-        path: folder of a MAGVIT-v2 checkpoint.
+        path: folder of the image tokenizer; see `load_image_tokenizer`.
         family: the language model's family; names where the image tokens lie.
         device: where to decode.
 
@@ -55,7 +55,7 @@ class ImageDecoder:
 
     def __init__(self, path: str, family: ImageFamily, device: torch.device):
         self.family = family
-        self.model: Any = MAGVITv2.from_pretrained(path).to(device).eval().requires_grad_(False)
+        self.model: Any = load_image_tokenizer(path, device)
         if self.model.config.codebook_size != family.image.codebook_size:
             raise ValueError(
                 f"the image tokenizer at {path} has {self.model.config.codebook_size} codes; the checkpoint's config "
