@@ -1,6 +1,7 @@
 """Contact sheets of validation: a PNG in the run's folder, and an image in those trackers that show images."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from maskgrpo_plugin.contact_sheet import contact_sheet
 logger = logging.getLogger(__name__)
 
 TAG = "val-images/contact_sheet"
+
+
+def distinct_words(prompts: Sequence[str]) -> list[str]:
+    """Prompts without the words that all of them begin with, so that short captions tell them apart."""
+    words = [prompt.split() for prompt in prompts]
+    shared = len(os.path.commonprefix(words)) if len(set(prompts)) > 1 else 0
+    return [" ".join(w[shared:]) for w in words]
 
 
 def log_contact_sheet(
@@ -32,7 +40,8 @@ def log_contact_sheet(
     if not images:
         return None
     pixels = torch.from_numpy(np.stack([image for *_, image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    sheet = contact_sheet(pixels, [f"{score:.2f} {prompt}" for _, prompt, score, _ in images])
+    prompts = distinct_words([prompt for _, prompt, _, _ in images])
+    sheet = contact_sheet(pixels, [f"{image[2]:.2f} {prompt}" for image, prompt in zip(images, prompts, strict=True)])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step}.png"
     sheet.save(path, format="PNG")

@@ -1,5 +1,6 @@
 """Who shares a mask, by `mask_sharing`."""
 
+from maskgrpo_plugin.trainer.image_log import distinct_words
 from maskgrpo_plugin.trainer.maskgrpo_sync import mask_keys, mean_reward_components
 
 ROWS, SESSIONS = [7, 7, 9, 9], [0, 1, 0, 1]
@@ -22,3 +23,10 @@ def test_sample_shares_with_nobody():
 def test_reward_components_are_averaged_over_the_samples_that_have_them():
     infos = [{"acc": 1, "format": 0.5}, {"acc": 0.0, "note": "text"}, {}]
     assert mean_reward_components(infos) == {"reward/acc": 0.5, "reward/format": 0.5}
+
+
+def test_captions_leave_out_what_all_prompts_begin_with():
+    prompts = ["a handwritten seven", "a handwritten two", "a handwritten seven"]
+    assert distinct_words(prompts) == ["seven", "two", "seven"]
+    assert distinct_words(["a cat", "a cat"]) == ["a cat", "a cat"]
+    assert distinct_words(["a cat", "the cat"]) == ["a cat", "the cat"]
