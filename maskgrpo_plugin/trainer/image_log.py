@@ -1,8 +1,8 @@
 """Contact sheets of validation: a PNG in the run's folder, and an image in those trackers that show images."""
 
 import logging
-import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ TAG = "val-images/contact_sheet"
 def distinct_words(prompts: Sequence[str]) -> list[str]:
     """Prompts without the words that all of them begin with, so that short captions tell them apart."""
     words = [prompt.split() for prompt in prompts]
-    shared = len(os.path.commonprefix(words)) if len(set(prompts)) > 1 else 0
-    return [" ".join(w[shared:]) for w in words]
+    shared = list(takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
+    return [" ".join(w[len(shared) :]) or " ".join(w) for w in words]
 
 
 def log_contact_sheet(
