@@ -51,11 +51,13 @@ def mask_keys(rows: Sequence[int], sessions: Sequence[int], sharing: str) -> lis
 
 
 def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean over the samples that have it of each number in their `reward_extra_info`, as `reward/<name>`."""
+    """Mean over the samples of each number in their `reward_extra_info`, as `reward/<name>`; samples without it, or
+    whose `<name>_failed` is set, do not count.
+    """
     values: dict[str, list[float]] = {}
     for info in infos:
         for name, value in info.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and not info.get(f"{name}_failed"):
                 values.setdefault(name, []).append(float(value))
     return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}
 

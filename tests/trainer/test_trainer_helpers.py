@@ -25,6 +25,11 @@ def test_reward_components_are_averaged_over_the_samples_that_have_them():
     assert mean_reward_components(infos) == {"reward/acc": 0.5, "reward/format": 0.5}
 
 
+def test_a_failed_scorers_number_is_no_part_of_the_mean():
+    infos = [{"clip": 0.8, "clip_failed": 0.0}, {"clip": 0.0, "clip_failed": 1.0}]
+    assert mean_reward_components(infos) == {"reward/clip": 0.8, "reward/clip_failed": 0.5}
+
+
 def test_captions_leave_out_what_all_prompts_begin_with():
     prompts = ["a handwritten seven", "a handwritten two", "a handwritten seven"]
     assert distinct_words(prompts) == ["seven", "two", "seven"]
