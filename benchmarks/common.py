@@ -1,0 +1,143 @@
+"""What the benchmarks share: models with random weights, times and peak memory side by side, tables."""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import maskgrpo_plugin  # noqa: F401  (makes transformers know LLaDA)
+from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SIZES = {  # width, layers, heads, feed-forward width
+    "256x4": (256, 4, 4, 1024),
+    "512x8": (512, 8, 8, 2048),
+    "1024x16": (1024, 16, 16, 4096),
+    "8b": (4096, 32, 32, 12288),
+}
+
+
+@dataclass
+class Measured:
+    """One implementation's median seconds a run, and its peak memory above what it began with, in MiB."""
+
+    seconds: float
+    peak_mib: float
+    result: Any
+
+
+def make_model(size: str, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LLaDAModelLM:
+    """A LLaDA with random weights, in evaluation mode; `size` is a key of `SIZES`, mask and end token the last ids."""
+    width, layers, heads, inner = SIZES[size]
+    config = LLaDAConfig(
+        d_model=width,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=heads,
+        mlp_hidden_size=inner,
+        vocab_size=vocabulary,
+        embedding_size=vocabulary,
+        mask_token_id=vocabulary - 1,
+        eos_token_id=vocabulary - 2,
+        pad_token_id=vocabulary - 2,
+        max_sequence_length=4096,
+        init_std=0.02 if width >= 1024 else 0.06,
+    )
+    torch.manual_seed(seed)
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            model = LLaDAModelLM(config)
+        finally:
+            torch.set_default_dtype(before)
+    return model.eval()
+
+
+class PeakMemory:
+    """Peak memory of a block in MiB above the level at its start: of the device, or of the process on the CPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.peak_mib = 0.0
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return self
+        import psutil
+
+        self._process = psutil.Process()
+        self._before = self._top = self._process.memory_info().rss
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self._top = max(self._top, self._process.memory_info().rss)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            self._top = torch.cuda.max_memory_allocated()
+        else:
+            self._done.set()
+            self._thread.join()
+        self.peak_mib = max(self._top - self._before, 0) / 2**20
+
+
+def side_by_side(
+    implementations: dict[str, Callable[[], Any]], device: torch.device, repeats: int
+) -> dict[str, Measured]:
+    """Run implementations in turn, `repeats` times each after one run that warms up and whose memory is measured."""
+    measured, times = {}, {name: [] for name in implementations}
+    for name, run in implementations.items():
+        with PeakMemory(device) as memory:
+            result = run()
+        measured[name] = Measured(0.0, memory.peak_mib, result)
+    for _ in range(repeats):
+        for name, run in implementations.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - started)
+    for name, seconds in times.items():
+        measured[name].seconds = sorted(seconds)[len(seconds) // 2]
+    return measured
+
+
+def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table in Markdown to standard output."""
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, ["-" * w for w in widths], *rows]:
+        cells = (str(cell).ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write("| " + " | ".join(cells) + " |\n")
+    sys.stdout.flush()
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Options that all benchmarks have."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, else bfloat16")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs; the median is shown")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+
+
+def device_of(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of `add_device_options`."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    return device, DTYPES[options.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
