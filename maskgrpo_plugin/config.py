@@ -142,6 +142,10 @@ class SamplerSettings(BaseConfig):
         cfg_scale: guidance weight w, 0 for none.
         schedule: noise schedule of the image samplers.
         early_stop: stop decoding a response after the block that holds its end token.
+        cache: `none`, `prefix` or `dual`, approximate where not `none`; see `SemiAutoregressiveSampler`.
+        parallel: `none`, `threshold`, `factor` or `hierarchical`, approximate where not `none`; see `reveal_more`.
+        threshold: of `parallel`, a probability in (0, 1].
+        factor: of `parallel=factor`, above 0.
     """
 
     name: str = "semi_autoregressive"
@@ -151,6 +155,10 @@ class SamplerSettings(BaseConfig):
     cfg_scale: float = 0.0
     schedule: str = "cosine"
     early_stop: bool = True
+    cache: str = "none"
+    parallel: str = "none"
+    threshold: float = 0.9
+    factor: float = 1.0
 
     def options(self, *, response_length: int, temperature: float, stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
         """Keyword arguments for `build_sampler(self.name, …)` of one kind of request."""
@@ -162,6 +170,7 @@ class SamplerSettings(BaseConfig):
         }
         if self.name == "semi_autoregressive":
             options |= {"block_length": self.block_length, "ordering": self.ordering}
+            options |= {key: getattr(self, key) for key in ("cache", "parallel", "threshold", "factor")}
             if self.early_stop:
                 options["stop_token_ids"] = stop_token_ids
         else:

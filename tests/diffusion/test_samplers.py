@@ -49,8 +49,11 @@ class MixingModel:
         scores = (x @ x.transpose(1, 2) / 8).masked_fill(seen[:, None, :] == 0, float("-inf"))
         logits = torch.tanh(scores.softmax(-1) @ x + x) @ self.head
         if logits_positions is not None:
-            self.projected_rows.append(int(logits_positions.sum()))
-            logits = logits[logits_positions]
+            if logits_positions.dtype == torch.bool:
+                logits = logits[logits_positions]
+            else:
+                logits = logits.gather(1, logits_positions.unsqueeze(-1).expand(-1, -1, VOCAB))
+            self.projected_rows.append(logits.numel() // VOCAB)
         return SimpleNamespace(logits=logits)
 
 
@@ -306,7 +309,7 @@ def test_projected_positions_equal_full_logits(name, cfg_scale):
 
 
 def test_early_stop_keeps_the_tokens_and_saves_calls():
-    rows, seeds = prompts(6, 4), range(6)
+    rows, seeds = prompts(6, 4), range(10, 16)
     full = text(response_length=16, steps=16, temperature=1.0)
     early = text(response_length=16, steps=16, temperature=1.0, stop_token_ids=(3,), fill_token_id=9)
     a = full.generate(MixingModel(), rows, mask_token_id=MASK, generator=generators(seeds))

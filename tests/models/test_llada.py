@@ -131,6 +131,24 @@ def test_chosen_positions_equal_the_full_logits():
     torch.testing.assert_close(scored.entropy, -(log_softmax.exp() * log_softmax).sum(-1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_chosen_columns_equal_the_full_logits(attention, tied):
+    model = small(n_kv_heads=2, weight_tying=tied, attn_implementation=attention)
+    ids = torch.randint(0, 39, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    columns = torch.tensor([[0, 4, 8], [3, 5, 6], [7, 1, 2]])
+    for attention_mask in (None, mask):
+        with torch.no_grad():
+            full = model(ids, attention_mask=attention_mask).logits
+            chosen = model(ids, attention_mask=attention_mask, logits_positions=columns).logits
+            some = model(ids, attention_mask=attention_mask, logits_positions=columns, vocab_slice=(5, 12)).logits
+        expected = torch.stack([full[n, row] for n, row in enumerate(columns)])
+        torch.testing.assert_close(chosen, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(some, expected[..., 5:12], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("alibi", True), ("rope", False), ("block_type", "sequential"), ("layer_norm_type", "low_precision")],

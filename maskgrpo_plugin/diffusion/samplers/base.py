@@ -62,6 +62,12 @@ def check_token_ids(option: str, value: Any) -> None:
         raise SamplerOptionError(option, value, "allowed: a tuple of token ids, whole numbers from 0")
 
 
+def check_choice(option: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise SamplerOptionError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise SamplerOptionError(option, value, f"allowed: {', '.join(allowed)}")
+
+
 OnStep = Callable[[int, Tensor], None]
 
 
@@ -84,7 +90,9 @@ class Sampler(ABC):
 
         Args:
             model: called as (input_ids, attention_mask=…), returning `.logits` (B, L, V). Where it has the attribute
-                `supports_logits_positions`, it is also given `logits_positions` (B, L) bool and returns (N, V).
+                `supports_logits_positions`, it is also given `logits_positions`, (B, L) bool or (B, K) int64 columns,
+                and returns (N, V) or (B, K, V) that it has no further use for; with `supports_vocab_slice` also
+                `vocab_slice`, (start, stop), and returns these columns of the vocabulary.
             input_ids: (B, P) prompts, padded on the left; or a canvas (B, L) that already holds mask tokens: what is
                 visible in it stays.
             attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.
@@ -117,15 +125,41 @@ def make_canvas(input_ids: Tensor, attention_mask: Tensor | None, response_lengt
     return Canvas(torch.cat([input_ids, masks], dim=1), attention_mask, input_ids.shape[1])
 
 
-def logits_at(model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-    """Logits at the true positions of (B, L) `positions`, row by row; (N, V)."""
+def logits_at(
+    model: Callable[..., Any],
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    positions: Tensor,
+    vocab_slice: tuple[int, int] | None = None,
+) -> Tensor:
+    """Logits at the true positions of (B, L) `positions`, row by row; (N, V), or (N, V') of `vocab_slice`."""
+    options: dict[str, Any] = {}
+    if vocab_slice is not None and getattr(model, "supports_vocab_slice", False):
+        options, vocab_slice = {"vocab_slice": vocab_slice}, None
     if getattr(model, "supports_logits_positions", False):
-        return model(tokens, attention_mask=attention_mask, logits_positions=positions).logits
-    return model(tokens, attention_mask=attention_mask).logits[positions]
+        logits = model(tokens, attention_mask=attention_mask, logits_positions=positions, **options).logits
+    else:
+        logits = model(tokens, attention_mask=attention_mask, **options).logits[positions]
+    if vocab_slice is None:
+        return logits
+    if vocab_slice[1] > logits.shape[-1]:
+        raise SamplerOptionError("vocab_slice", vocab_slice, f"the model has {logits.shape[-1]} tokens")
+    return logits[:, vocab_slice[0] : vocab_slice[1]]
 
 
-def forbid(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
-    """Float32 copy of (N, V) logits with −∞ at the tokens that must not be emitted; column 0 is the token `first`.
+def logits_of_columns(
+    model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, columns: Tensor, **options: Any
+) -> Tensor:
+    """Logits at `columns` (B, K) int64 of each row; (B, K, V), which the caller may overwrite."""
+    if getattr(model, "supports_logits_positions", False):
+        return model(tokens, attention_mask=attention_mask, logits_positions=columns, **options).logits
+    logits = model(tokens, attention_mask=attention_mask, **options).logits
+    return logits.gather(1, columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+
+
+def ban(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
+    """Float32 logits (…, V), or float64 ones, with −∞ at the tokens that must not be emitted; column 0 is the token
+    `first`. What is given in float32 or float64 is overwritten.
 
     Raises:
         ValueError: nothing is left to emit.
@@ -133,8 +167,9 @@ def forbid(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
     columns = sorted({i - first for i in token_ids if 0 <= i - first < logits.shape[-1]})
     if len(columns) == logits.shape[-1]:
         raise ValueError(f"tokens {first} to {first + len(columns) - 1} are all forbidden: nothing is left to emit")
-    logits = logits.float().clone()
-    logits[:, columns] = float("-inf")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    for column in columns:
+        logits[..., column] = float("-inf")
     return logits
 
 

@@ -13,14 +13,21 @@ from maskgrpo_plugin.diffusion.samplers.base import (
     Sampler,
     SamplerOptionError,
     SamplerOutput,
+    ban,
     check_number,
     check_token_ids,
-    forbid,
     logits_at,
     make_canvas,
     top_k_per_row,
 )
-from maskgrpo_plugin.diffusion.samplers.noise import Generators, check_generators, gumbel, rows_of, uniform_rows
+from maskgrpo_plugin.diffusion.samplers.noise import (
+    Generators,
+    check_generators,
+    draw_categories,
+    gumbel,
+    rows_of,
+    uniform_rows,
+)
 from maskgrpo_plugin.diffusion.schedules import NoiseSchedule, get_schedule
 
 
@@ -103,14 +110,14 @@ class _ScheduledSampler(Sampler):
             rows = (tokens == mask_token_id).any(-1).nonzero().squeeze(-1)
             if rows.numel() == 0:
                 break
-            current, own = tokens[rows], rows_of(generator, rows)
+            current, own = tokens[rows], rows_of(generator, rows.tolist())
             positions = current == mask_token_id
             counts = positions.sum(-1)
             logits = self._guided(model, current, mask, positions, uncond, rows)
             calls += 1
             row_calls[rows] += 1
             first = 0 if self.vocab_slice is None else self.vocab_slice[0]
-            logits = forbid(logits, (mask_token_id, *self.forbidden_token_ids), first)
+            logits = ban(logits, (mask_token_id, *self.forbidden_token_ids), first)
             chosen = self._draw(logits, counts, own)
             revealed = positions
             if step < self.steps - 1:
@@ -136,21 +143,14 @@ class _ScheduledSampler(Sampler):
         `mask` and `uncond` are those of all rows (with guidance, `mask` of both passes); `tokens` those of `rows`.
         """
         if uncond is None:
-            return self._sliced(logits_at(model, tokens, None if mask is None else mask[rows], positions))
+            return logits_at(model, tokens, None if mask is None else mask[rows], positions, self.vocab_slice)
         blind = tokens.clone()
         blind[:, : uncond.shape[1]] = uncond[rows]
         if mask is not None:
             mask = mask[torch.cat([rows, rows + mask.shape[0] // 2])]
-        both = logits_at(model, torch.cat([tokens, blind]), mask, torch.cat([positions, positions]))
-        cond, without = self._sliced(both).chunk(2)
+        both = logits_at(model, torch.cat([tokens, blind]), mask, torch.cat([positions, positions]), self.vocab_slice)
+        cond, without = both.chunk(2)
         return (1 + self.cfg_scale) * cond - self.cfg_scale * without
-
-    def _sliced(self, logits: Tensor) -> Tensor:
-        if self.vocab_slice is None:
-            return logits
-        if self.vocab_slice[1] > logits.shape[-1]:
-            raise SamplerOptionError("vocab_slice", self.vocab_slice, f"the model has {logits.shape[-1]} tokens")
-        return logits[:, self.vocab_slice[0] : self.vocab_slice[1]]
 
     def _draw(self, logits: Tensor, counts: Tensor, generator: Generators) -> Tensor:
         """A token for each masked position from softmax(logits / temperature); (N, V') -> (N,)."""
@@ -171,7 +171,7 @@ class _ScheduledSampler(Sampler):
 
 
 def draw_tokens(logits: Tensor, temperature: float, counts: Tensor, generator: Generators) -> Tensor:
-    """Draw from softmax(logits / temperature) by the Gumbel trick, or take the best at temperature 0; (N, V) -> (N,).
+    """Draw from softmax(logits / temperature) or take the best at temperature 0; (N, V) -> (N,).
 
     Args:
         logits: (N, V), the positions of a row after those of the row before.
@@ -181,8 +181,7 @@ def draw_tokens(logits: Tensor, temperature: float, counts: Tensor, generator: G
     """
     if temperature == 0:
         return logits.argmax(-1)
-    noise = gumbel(uniform_rows(counts, logits.shape[-1], generator, logits.device))
-    return (logits.double() / temperature + noise).argmax(-1)
+    return draw_categories(logits, temperature, uniform_rows(counts, generator, logits.device))
 
 
 def _uncond_prompt(uncond: Tensor | None, input_ids: Tensor, start: int) -> Tensor:
@@ -217,7 +216,7 @@ class EmergeSampler(_ScheduledSampler):
     def _reveal(self, logits, chosen, positions, total, schedule, step, generator):
         stay = schedule.mask_ratio((step + 1) / self.steps) / schedule.mask_ratio(step / self.steps)
         revealed = torch.zeros_like(positions)
-        revealed[positions] = uniform_rows(positions.sum(-1), None, generator, logits.device) >= stay
+        revealed[positions] = uniform_rows(positions.sum(-1), generator, logits.device) >= stay
         return revealed
 
 
@@ -237,7 +236,7 @@ class MaskGITSampler(_ScheduledSampler):
         confidence = logits.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).double()
         scale = self.temperature * (1 - (step + 1) / self.steps)
         if scale > 0:
-            confidence = confidence + scale * gumbel(uniform_rows(counts, None, generator, logits.device))
+            confidence = confidence + scale * gumbel(uniform_rows(counts, generator, logits.device))
         scores = torch.full(positions.shape, float("-inf"), dtype=torch.float64, device=positions.device)
         scores[positions] = confidence
         # 1e-9: a product such as 10 · (1 − 0.9) is a whole number but for rounding

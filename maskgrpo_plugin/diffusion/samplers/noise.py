@@ -8,28 +8,51 @@ from torch import Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def uniform_rows(counts: Tensor, width: int | None, generator: Generators, device: torch.device) -> Tensor:
+def uniform_rows(counts: Tensor, generator: Generators, device: torch.device) -> Tensor:
     """Uniform draws in [0, 1) for `counts[b]` positions of each row b, stacked row after row.
 
     Args:
         counts: (B,) how many positions each row draws for.
-        width: draws a position (the vocabulary), or None for one.
         generator: one a row (the draws of a row then depend on its own generator and count alone), one for all, or
             None for torch's global one.
         device: where the draws are wanted; a generator on another device draws there, and the result is moved.
 
     Returns:
-        (Σ counts, width) or (Σ counts,), float64.
+        (Σ counts,) float64.
 
     Raises:
         ValueError: the number of generators is not that of the rows.
     """
-    tail = () if width is None else (width,)
     if generator is None or isinstance(generator, torch.Generator):
-        return _uniform((int(counts.sum()), *tail), generator, device)
-    return torch.cat(
-        [_uniform((count, *tail), own, device) for count, own in zip(counts.tolist(), generator, strict=True)]
-    )
+        return _uniform(int(counts.sum()), generator, device)
+    return torch.cat([_uniform(count, own, device) for count, own in zip(counts.tolist(), generator, strict=True)])
+
+
+def uniform_table(counts: Sequence[int], width: int, generator: Generators, device: torch.device) -> Tensor:
+    """One uniform draw in [0, 1) for each of the first `counts[b]` of `width` places of row b; (B, width) float64, 0 in
+    the other places. A row's draws depend on its own generator and count alone; see `uniform_rows`.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        draws = list(_uniform(sum(counts), generator, device).split(list(counts)))
+    else:
+        draws = [_uniform(count, own, device) for count, own in zip(counts, generator, strict=True)]
+    return torch.stack([torch.nn.functional.pad(row, (0, width - row.shape[0])) for row in draws])
+
+
+def draw_categories(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """Draw from softmax(logits / temperature) by inverting its distribution function, summed in float64.
+
+    Args:
+        logits: (…, V), float32 or float64.
+        temperature: above 0.
+        uniform: (…), in [0, 1).
+
+    Returns:
+        (…) int64; never a token of probability 0.
+    """
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+    wanted = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def check_generators(generator: Generators, rows: int) -> None:
@@ -38,16 +61,16 @@ def check_generators(generator: Generators, rows: int) -> None:
         raise ValueError(f"generator holds {len(generator)} generators for a batch of {rows} rows: give one a row")
 
 
-def rows_of(generator: Generators, rows: Tensor) -> Generators:
-    """The generators of the rows with indices `rows` (N,); one generator for all stays as it is."""
+def rows_of(generator: Generators, rows: Sequence[int]) -> Generators:
+    """The generators of the rows with these indices; one generator for all stays as it is."""
     if generator is None or isinstance(generator, torch.Generator):
         return generator
-    return [generator[row] for row in rows.tolist()]
+    return [generator[row] for row in rows]
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=source).to(device)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device=source).to(device)
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from maskgrpo_plugin.diffusion.likelihood import masked_log_probs, sliced_log_probs
+from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
 
 
@@ -87,25 +88,46 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
         self.ff_out = nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D).
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention_mask: Tensor | None,
+        columns: Tensor | None = None,
+        cache: BlockCache | None = None,
+        first_column: int = 0,
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (B, K, D) at `columns`.
 
         Args:
             x: hidden states.
             cos, sin: rotary embedding, (B, 1, L, head_dim).
             attention_mask: what the configured attention implementation takes, or None to attend everywhere.
+            columns: (B, K) int64, the positions whose output is wanted; None: all.
+            cache: keys and values to attend to and to renew.
+            first_column: of `x` in the cache.
         """
-        x = x + self.dropout(self._attend(self.attn_norm(x), cos, sin, attention_mask))
+        h = self.attn_norm(x)
+        shape = (*h.shape[:2], -1, self.head_dim)
+        key = rotate(self.k_proj(h).view(shape).transpose(1, 2), cos, sin)
+        value = self.v_proj(h).view(shape).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(self.layer_idx, key, value, first_column)
+        if columns is not None:
+            x, h = at_columns(x, columns), at_columns(h, columns)
+            cos, sin = (at_columns(part.squeeze(1), columns).unsqueeze(1) for part in (cos, sin))
+        query = rotate(self.q_proj(h).view(*h.shape[:2], -1, self.head_dim).transpose(1, 2), cos, sin)
+        x = x + self.dropout(self._attend(query, key, value, attention_mask))
         h = self.ff_norm(x)
         return x + self.dropout(self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h)))
 
-    def _attend(self, h: Tensor, cos: Tensor, sin: Tensor, attention_mask: Tensor | None) -> Tensor:
-        shape = (*h.shape[:2], -1, self.head_dim)
-        query = rotate(self.q_proj(h).view(shape).transpose(1, 2), cos, sin)
-        key = rotate(self.k_proj(h).view(shape).transpose(1, 2), cos, sin)
-        value = self.v_proj(h).view(shape).transpose(1, 2)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+        implementation = self.config._attn_implementation
+        if "flash" in (implementation or "") and attention_mask is not None and attention_mask.dim() == 4:
+            implementation = "sdpa"  # flash attention takes no mask of queries and keys
         attention: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
+            implementation, eager_attention
         )
         attended, _ = attention(
             self,
@@ -117,7 +139,12 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             scaling=self.head_dim**-0.5,
             is_causal=False,
         )
-        return self.attn_out(attended.reshape(*h.shape[:2], -1))
+        return self.attn_out(attended.flatten(2))
+
+
+def at_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Rows (B, K, D) of x (B, L, D) at `columns` (B, K)."""
+    return x.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def eager_attention(
@@ -163,6 +190,8 @@ class LLaDAModelLM(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     supports_logits_positions = True
+    supports_vocab_slice = True
+    supports_block_cache = True
     _no_split_modules = ["LLaDALlamaBlock"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -198,11 +227,13 @@ class LLaDAModelLM(PreTrainedModel):
         """Replace the head."""
         self.model.transformer["ff_out"] = value
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """The head; (…, D) -> (…, V)."""
-        if self.config.weight_tying:
-            return F.linear(hidden, self.model.transformer["wte"].weight)
-        return self.model.transformer["ff_out"](hidden)
+    def project(self, hidden: Tensor, vocab_slice: tuple[int, int] | None = None) -> Tensor:
+        """The head; (…, D) -> (…, V), or the columns [start, stop) of the vocabulary alone."""
+        head = self.model.transformer["wte" if self.config.weight_tying else "ff_out"]
+        if vocab_slice is not None and type(head) in (nn.Linear, nn.Embedding):
+            return F.linear(hidden, head.weight[vocab_slice[0] : vocab_slice[1]])
+        logits = F.linear(hidden, head.weight) if self.config.weight_tying else head(hidden)
+        return logits if vocab_slice is None else logits[..., vocab_slice[0] : vocab_slice[1]]
 
     def forward(
         self,
@@ -215,6 +246,8 @@ class LLaDAModelLM(PreTrainedModel):
         with_entropy: bool = False,
         vocab_slice: tuple[int, int] | None = None,
         guidance_scale: float = 0.0,
+        cache: BlockCache | None = None,
+        first_column: int = 0,
         chunk_size: int = 1024,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
@@ -228,15 +261,19 @@ class LLaDAModelLM(PreTrainedModel):
                 attends everywhere.
             position_ids: (B, L); by default the count of tokens before, so that padding does not shift a row.
             inputs_embeds: (B, L, D) instead of `input_ids`.
-            logits_positions: (B, L) bool; the head runs at these N positions only, row by row.
+            logits_positions: (B, L) bool, the head runs at these N positions only, row by row; or (B, K) int64, the
+                columns of each row where it runs, and the queries of the last layer with it: logits (B, K, V).
             target_ids: (N,) tokens at those positions; then log-probabilities come instead of logits.
             with_entropy: also the entropies there.
             vocab_slice: (start, stop) of the image tokens: a target among them is scored by a softmax over these
-                columns alone, any other by one over the whole vocabulary.
+                columns alone, any other by one over the whole vocabulary; without targets: the columns of the logits.
             guidance_scale: above 0, the second half of the batch holds the first half's canvases without the prompt's
                 text, both halves mark as many positions, and `target_ids` are the first half's: the N/2
-                log-probabilities are those of (1 + w)·logits − w·logits without the text. The head is linear, so that
-                the hidden states are combined before it.
+                log-probabilities are those of (1 + w)·logits − w·logits without the text. The head is linear, so
+                that the hidden states are combined before it.
+            cache: empty: keeps the keys and values of this pass. Filled: `input_ids` are the columns from
+                `first_column` on of a canvas that the mask covers whole; what the cache knows stands in for the others.
+            first_column: the canvas's column of the first of `input_ids`; `logits_positions` count from it.
             chunk_size: positions a chunk of the head.
             use_cache, return_dict, kwargs: accepted for transformers' callers; a diffusion model keeps no cache.
 
@@ -248,20 +285,30 @@ class LLaDAModelLM(PreTrainedModel):
             inputs_embeds = transformer["wte"](input_ids)
         x = transformer["emb_drop"](inputs_embeds)
         if position_ids is None:
-            position_ids = default_positions(x, attention_mask)
+            position_ids = default_positions(x, attention_mask, first_column)
         cos, sin = rotary_embedding(position_ids, self.config.head_dim, self.config.rope_theta)
-        mask = self._attention_input(attention_mask, x)
-        for block in transformer["blocks"]:
-            x = block(x, cos, sin, mask)
+        windowed = cache is not None and cache.filled
+        mask = self._attention_input(attention_mask, x, windowed)
+        columns = None
+        if logits_positions is not None and logits_positions.dtype != torch.bool:
+            columns = logits_positions
+        blocks = transformer["blocks"]
+        for block in blocks if columns is None else blocks[:-1]:
+            x = block(x, cos, sin, mask, cache=cache, first_column=first_column)
+        if columns is not None:
+            rows = None if mask is None else mask_of_columns(mask, columns)
+            x = blocks[-1](x, cos, sin, rows, columns, cache, first_column)
         hidden = transformer["ln_f"](x)
+        if columns is not None:
+            return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
         if logits_positions is None:
-            return MaskedDiffusionOutput(logits=self.project(hidden), hidden_states=hidden)
+            return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
         chosen = hidden[logits_positions]
         if guidance_scale > 0:
             cond, uncond = chosen.chunk(2)
             chosen = (1 + guidance_scale) * cond - guidance_scale * uncond
         if target_ids is None:
-            return MaskedDiffusionOutput(logits=self.project(chosen), hidden_states=hidden)
+            return MaskedDiffusionOutput(logits=self.project(chosen, vocab_slice), hidden_states=hidden)
         if vocab_slice is None:
             log_probs, entropy = masked_log_probs(
                 chosen, self.project, target_ids, chunk_size=chunk_size, with_entropy=with_entropy
@@ -283,20 +330,29 @@ class LLaDAModelLM(PreTrainedModel):
         """Inputs of one forward pass; peft asks every model with a head for it. Decoding itself is a sampler's work."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def _attention_input(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
+    def _attention_input(self, attention_mask: Tensor | None, x: Tensor, windowed: bool) -> Tensor | None:
         """The mask as the configured attention implementation takes it; padding queries see everything but padding."""
         if attention_mask is None or attention_mask.dim() == 4:
             return attention_mask
         if attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             return None
-        if "flash" in (self.config._attn_implementation or ""):
+        if "flash" in (self.config._attn_implementation or "") and not windowed:
             return attention_mask
-        length = x.shape[1]
-        return attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
+        return attention_mask.bool()[:, None, None, :].expand(-1, 1, x.shape[1], -1)
 
 
-def default_positions(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions of (B, L, …): counted over tokens alone where a (B, L) mask tells padding apart; (B, L) int64."""
+def mask_of_columns(mask: Tensor, columns: Tensor) -> Tensor:
+    """The mask (B, 1, K, L) of the queries at `columns` (B, K), from (B, L) or (B, 1, L', L)."""
+    if mask.dim() == 2:
+        return mask.bool()[:, None, None, :].expand(-1, 1, columns.shape[1], -1)
+    return at_columns(mask.squeeze(1), columns).unsqueeze(1)
+
+
+def default_positions(x: Tensor, attention_mask: Tensor | None, first_column: int = 0) -> Tensor:
+    """Positions of (B, W, …), the columns from `first_column` on: counted over tokens alone where a (B, L) mask tells
+    padding apart; (B, W) int64.
+    """
+    last = first_column + x.shape[1]
     if attention_mask is not None and attention_mask.dim() == 2:
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, first_column:last]
+    return torch.arange(first_column, last, device=x.device).expand(x.shape[0], -1)
