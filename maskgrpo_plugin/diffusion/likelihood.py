@@ -1,9 +1,11 @@
 """Log-likelihood (and entropy) of the tokens at masked positions, in chunks so that few logits live at once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -41,12 +43,7 @@ def masked_log_probs(
     Raises:
         ValueError: a shape, `chunk_size` or `vocab_slice` does not fit.
     """
-    if hidden.dim() != 2:
-        raise ValueError(f"hidden must be (N, D), got shape {tuple(hidden.shape)}")
-    if target_ids.shape != hidden.shape[:1]:
-        raise ValueError(f"target_ids must have shape ({hidden.shape[0]},), got {tuple(target_ids.shape)}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
+    _check_rows(hidden, target_ids, chunk_size)
 
     def one_chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = _select_vocabulary(project(rows), rows.shape[0], vocab_slice)
@@ -66,37 +63,124 @@ def masked_log_probs(
     return log_probs, entropy
 
 
-def sliced_log_probs(
+def fused_log_probs(
     hidden: Tensor,
-    project: Callable[[Tensor], Tensor],
+    weight: Tensor,
     target_ids: Tensor,
-    vocab_slice: tuple[int, int],
     *,
     chunk_size: int = 1024,
-    with_entropy: bool = False,
+    vocab_slice: tuple[int, int] | None = None,
+) -> Tensor:
+    """`masked_log_probs` of a head that is one matrix, in fewer operations: head, normalisation and their gradients are
+    computed chunk by chunk in place, the logits once more in the backward pass from the kept normalisers.
+
+    Under autocast the matrix products are in its dtype. Only first derivatives exist.
+
+    Args:
+        hidden: (N, D) final hidden states at the masked positions only.
+        weight: (V, D) of the head.
+        target_ids, chunk_size, vocab_slice: as in `masked_log_probs`.
+
+    Returns:
+        log_probs (N,), at most 0; float32, or float64 where `hidden` is.
+
+    Raises:
+        ValueError: a shape, `chunk_size` or `vocab_slice` does not fit.
+    """
+    _check_rows(hidden, target_ids, chunk_size)
+    start = 0
+    if vocab_slice is not None:
+        _check_slice(vocab_slice, weight.shape[0])
+        start = vocab_slice[0]
+        weight = weight[start : vocab_slice[1]]
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return _FusedLogProbs.apply(hidden, weight, target_ids.long() - start, chunk_size)
+
+
+class _FusedLogProbs(torch.autograd.Function):
+    """ℓ_n = z_n[o_n] − logsumexp z_n with z = W·h; ∂ℓ_n/∂z_n = onehot(o_n) − softmax(z_n)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int) -> Tensor:
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        normaliser = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
+        log_probs = torch.empty_like(normaliser)
+        for first in range(0, hidden.shape[0], chunk_size):
+            rows = slice(first, first + chunk_size)
+            logits = (hidden[rows] @ weight.T).to(precise)
+            normaliser[rows] = logits.logsumexp(-1)
+            log_probs[rows] = logits.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1) - normaliser[rows]
+        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.chunk_size = chunk_size
+        return log_probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        for first in range(0, hidden.shape[0], ctx.chunk_size):
+            rows = slice(first, first + ctx.chunk_size)
+            logits = (hidden[rows] @ weight.T).to(normaliser.dtype)
+            part = grad[rows].to(normaliser.dtype).unsqueeze(-1)
+            of_logits = logits.sub_(normaliser[rows].unsqueeze(-1)).exp_().mul_(-part)
+            of_logits.scatter_add_(-1, targets[rows].unsqueeze(-1), part)
+            of_logits = of_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = of_logits @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(of_logits.T, hidden[rows])
+        return grad_hidden, grad_weight, None, None
+
+
+Score = Callable[[Tensor, Tensor, tuple[int, int] | None], tuple[Tensor, Tensor | None]]
+
+
+def sliced_log_probs(
+    hidden: Tensor, score: Score, target_ids: Tensor, vocab_slice: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
-    """`masked_log_probs` where text and image tokens are mixed: the softmax of a target within `vocab_slice` is over
+    """Log-probabilities where text and image tokens are mixed: the softmax of a target within `vocab_slice` is over
     that slice alone (arXiv 2510.02880: images over the codebook), of any other over the whole vocabulary.
 
-    Args, returns, errors: as `masked_log_probs`, in the order of `target_ids`.
+    Args:
+        hidden: (N, D) final hidden states at the masked positions only.
+        score: (hidden, targets, vocab_slice or None) -> log-probabilities and entropies or None, such as
+            `masked_log_probs` with a head.
+        target_ids: (N,) integer token ids.
+        vocab_slice: (start, stop).
+
+    Returns:
+        As `score`, in the order of `target_ids`.
     """
     inside = (target_ids >= vocab_slice[0]) & (target_ids < vocab_slice[1])
     order = torch.cat([inside.nonzero().squeeze(-1), (~inside).nonzero().squeeze(-1)])
     pieces = [
-        masked_log_probs(
-            hidden[part],
-            project,
-            target_ids[part],
-            chunk_size=chunk_size,
-            with_entropy=with_entropy,
-            vocab_slice=columns,
-        )
-        for part, columns in ((inside, vocab_slice), (~inside, None))
+        score(hidden[part], target_ids[part], columns) for part, columns in ((inside, vocab_slice), (~inside, None))
     ]
     back = order.argsort()
     log_probs = torch.cat([piece[0] for piece in pieces])[back]
     entropies = [piece[1] for piece in pieces if piece[1] is not None]
-    return log_probs, torch.cat(entropies)[back] if with_entropy else None
+    return log_probs, torch.cat(entropies)[back] if entropies else None
+
+
+def _check_rows(hidden: Tensor, target_ids: Tensor, chunk_size: int) -> None:
+    if hidden.dim() != 2:
+        raise ValueError(f"hidden must be (N, D), got shape {tuple(hidden.shape)}")
+    if target_ids.shape != hidden.shape[:1]:
+        raise ValueError(f"target_ids must have shape ({hidden.shape[0]},), got {tuple(target_ids.shape)}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
+
+
+def _check_slice(vocab_slice: tuple[int, int], width: int) -> None:
+    start, stop = vocab_slice
+    if not 0 <= start < stop <= width:
+        raise ValueError(f"vocab_slice must satisfy 0 <= start < stop <= {width} (the head's width), got {vocab_slice}")
 
 
 def _select_vocabulary(logits: Tensor, rows: int, vocab_slice: tuple[int, int] | None) -> Tensor:
@@ -105,12 +189,8 @@ def _select_vocabulary(logits: Tensor, rows: int, vocab_slice: tuple[int, int] |
         raise ValueError(f"project must map ({rows}, D) to ({rows}, V), got shape {tuple(logits.shape)}")
     if vocab_slice is None:
         return logits
-    start, stop = vocab_slice
-    if not 0 <= start < stop <= logits.shape[1]:
-        raise ValueError(
-            f"vocab_slice must satisfy 0 <= start < stop <= {logits.shape[1]} (the head's width), got {vocab_slice}"
-        )
-    return logits[:, start:stop]
+    _check_slice(vocab_slice, logits.shape[1])
+    return logits[:, vocab_slice[0] : vocab_slice[1]]
 
 
 def _log_probs_and_entropy(logits: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskgrpo_plugin.diffusion.likelihood import masked_log_probs, sliced_log_probs
+from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
 
 N, D, V = 23, 8, 50
 
@@ -172,9 +172,11 @@ def test_mixed_targets_are_scored_in_their_own_vocabulary():
     hidden = torch.randn(9, 6, generator=g, requires_grad=True)
     head = torch.randn(6, 20, generator=g)
     targets = torch.tensor([3, 12, 15, 0, 11, 19, 14, 9, 10])
-    log_probs, entropy = sliced_log_probs(
-        hidden, lambda rows: rows @ head, targets, (10, 16), chunk_size=2, with_entropy=True
-    )
+
+    def score(rows, targets, columns):
+        return masked_log_probs(rows, lambda h: h @ head, targets, chunk_size=2, with_entropy=True, vocab_slice=columns)
+
+    log_probs, entropy = sliced_log_probs(hidden, score, targets, (10, 16))
     logits = hidden @ head
     for n, target in enumerate(targets.tolist()):
         row = logits[n, 10:16].log_softmax(-1) if 10 <= target < 16 else logits[n].log_softmax(-1)
@@ -183,3 +185,82 @@ def test_mixed_targets_are_scored_in_their_own_vocabulary():
         torch.testing.assert_close(entropy[n], -(row.exp() * row).sum())
     log_probs.sum().backward()
     assert (hidden.grad.abs().sum(-1) > 0).all()
+
+
+# ---- a head that is one matrix
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, N, 1024])
+@pytest.mark.parametrize("vocab_slice", [None, (10, 31)])
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
+def test_fused_values_and_gradients(chunk_size, vocab_slice, trained):
+    hidden, weight, targets = make_inputs()
+    hidden.requires_grad_(trained[0])
+    weight.requires_grad_(trained[1])
+    if vocab_slice is not None:
+        targets = 10 + targets % 21
+    log_probs = fused_log_probs(hidden, weight, targets, chunk_size=chunk_size, vocab_slice=vocab_slice)
+    expected, _ = direct(hidden, weight, targets, vocab_slice or (0, V))
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs.double(), expected, atol=1e-5, rtol=1e-5)
+    factors = torch.linspace(-1, 1, N)
+    inputs = [x for x in (hidden, weight) if x.requires_grad]
+    gradients = torch.autograd.grad((log_probs * factors).sum(), inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad((expected * factors).sum(), inputs), atol=2e-5, rtol=1e-4)
+
+
+def test_fused_gradcheck():
+    hidden, weight, targets = make_inputs(torch.float64, rows=5)
+    assert torch.autograd.gradcheck(lambda h, w: fused_log_probs(h, w, targets, chunk_size=2), (hidden, weight))
+
+
+def test_fused_bfloat16_is_normalised_in_float32():
+    hidden, weight, targets = make_inputs(torch.bfloat16)
+    log_probs = fused_log_probs(hidden, weight, targets, chunk_size=5)
+    logits = (hidden @ weight.T).detach()
+    expected = logits.double().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(log_probs.double(), expected, atol=1e-5, rtol=1e-5)
+    log_probs.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_fused_products_follow_autocast():
+    hidden, weight, targets = make_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_probs = fused_log_probs(hidden, weight, targets)
+        reference, _ = masked_log_probs(hidden, lambda h: torch.nn.functional.linear(h, weight), targets)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs, reference, atol=1e-5, rtol=0)
+    gradients = torch.autograd.grad(log_probs.sum(), (hidden, weight))
+    expected = torch.autograd.grad(reference.sum(), (hidden, weight))
+    assert gradients[0].dtype == gradients[1].dtype == torch.float32
+    torch.testing.assert_close(gradients, expected, atol=0.05, rtol=0.05)
+
+
+def test_fused_saves_no_logits():
+    hidden, weight, targets = make_inputs()
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):
+        fused_log_probs(hidden, weight, targets, chunk_size=5)
+    assert all(V not in shape[1:] for shape in shapes) and len(shapes) == 4
+
+
+def test_fused_without_rows_still_leads_back_to_the_parameters():
+    hidden, weight, targets = make_inputs(rows=0)
+    fused_log_probs(hidden, weight, targets, vocab_slice=(10, 31)).sum().backward()
+    assert hidden.grad.shape == (0, D) and torch.equal(weight.grad, torch.zeros(V, D))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": torch.zeros(N)}, "hidden must be"),
+        ({"target_ids": torch.zeros(3, dtype=torch.long)}, "target_ids must have shape"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"vocab_slice": (10, 51)}, "vocab_slice must satisfy"),
+    ],
+)
+def test_fused_errors_name_the_argument(change, message):
+    hidden, weight, targets = make_inputs()
+    with pytest.raises(ValueError, match=message):
+        fused_log_probs(**({"hidden": hidden, "weight": weight, "target_ids": targets} | change))

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from maskgrpo_plugin.diffusion.likelihood import masked_log_probs, sliced_log_probs
+from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
 from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
 
@@ -229,11 +229,18 @@ class LLaDAModelLM(PreTrainedModel):
 
     def project(self, hidden: Tensor, vocab_slice: tuple[int, int] | None = None) -> Tensor:
         """The head; (…, D) -> (…, V), or the columns [start, stop) of the vocabulary alone."""
-        head = self.model.transformer["wte" if self.config.weight_tying else "ff_out"]
-        if vocab_slice is not None and type(head) in (nn.Linear, nn.Embedding):
-            return F.linear(hidden, head.weight[vocab_slice[0] : vocab_slice[1]])
-        logits = F.linear(hidden, head.weight) if self.config.weight_tying else head(hidden)
+        matrix = self._head_matrix()
+        if matrix is not None:
+            return F.linear(hidden, matrix if vocab_slice is None else matrix[vocab_slice[0] : vocab_slice[1]])
+        logits = self.model.transformer["ff_out"](hidden)
         return logits if vocab_slice is None else logits[..., vocab_slice[0] : vocab_slice[1]]
+
+    def _head_matrix(self) -> Tensor | None:
+        """The head's (V, D) matrix; None where the head is more than that, such as one with an adapter."""
+        if self.config.weight_tying:
+            return self.model.transformer["wte"].weight
+        head = self.model.transformer["ff_out"]
+        return head.weight if type(head) is nn.Linear and head.bias is None else None
 
     def forward(
         self,
@@ -309,14 +316,18 @@ class LLaDAModelLM(PreTrainedModel):
             chosen = (1 + guidance_scale) * cond - guidance_scale * uncond
         if target_ids is None:
             return MaskedDiffusionOutput(logits=self.project(chosen, vocab_slice), hidden_states=hidden)
+        head = None if with_entropy else self._head_matrix()
+
+        def score(rows: Tensor, targets: Tensor, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+            options: dict[str, Any] = {"chunk_size": chunk_size, "vocab_slice": columns}
+            if head is not None:
+                return fused_log_probs(rows, head, targets, **options), None
+            return masked_log_probs(rows, self.project, targets, with_entropy=with_entropy, **options)
+
         if vocab_slice is None:
-            log_probs, entropy = masked_log_probs(
-                chosen, self.project, target_ids, chunk_size=chunk_size, with_entropy=with_entropy
-            )
+            log_probs, entropy = score(chosen, target_ids, None)
         else:
-            log_probs, entropy = sliced_log_probs(
-                chosen, self.project, target_ids, vocab_slice, chunk_size=chunk_size, with_entropy=with_entropy
-            )
+            log_probs, entropy = sliced_log_probs(chosen, score, target_ids, vocab_slice)
         return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy, hidden_states=hidden)
 
     @classmethod
