@@ -1,4 +1,4 @@
-"""One inner update against the plain way: the same weights, masks, advantages and loss, forward and backward, in one run.
+"""One inner update against the plain way: same weights, masks, advantages and loss, forward and backward, in one run.
 
   python benchmarks/update.py                                   # the CPU settings of docs/performance.md
   python benchmarks/update.py --size 8b --batch 4 --checkpointing --frozen-head    # on a GPU

@@ -68,11 +68,12 @@ def fused_log_probs(
     weight: Tensor,
     target_ids: Tensor,
     *,
-    chunk_size: int = 1024,
+    chunk_size: int = 512,
     vocab_slice: tuple[int, int] | None = None,
+    kept_mib: int = 512,
 ) -> Tensor:
     """`masked_log_probs` of a head that is one matrix, in fewer operations: head, normalisation and their gradients are
-    computed chunk by chunk in place, the logits once more in the backward pass from the kept normalisers.
+    computed chunk by chunk; the backward pass has the normalisers, and computes again what logits were not kept.
 
     Under autocast the matrix products are in its dtype. Only first derivatives exist.
 
@@ -80,6 +81,7 @@ def fused_log_probs(
         hidden: (N, D) final hidden states at the masked positions only.
         weight: (V, D) of the head.
         target_ids, chunk_size, vocab_slice: as in `masked_log_probs`.
+        kept_mib: chunks of logits are kept for the backward pass as long as they take no more MiB together.
 
     Returns:
         log_probs (N,), at most 0; float32, or float64 where `hidden` is.
@@ -97,45 +99,51 @@ def fused_log_probs(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return _FusedLogProbs.apply(hidden, weight, target_ids.long() - start, chunk_size)
+    kept_bytes = kept_mib * 2**20 if torch.is_grad_enabled() else 0
+    return _FusedLogProbs.apply(hidden, weight, target_ids.long() - start, chunk_size, kept_bytes)
 
 
 class _FusedLogProbs(torch.autograd.Function):
     """ℓ_n = z_n[o_n] − logsumexp z_n with z = W·h; ∂ℓ_n/∂z_n = onehot(o_n) − softmax(z_n)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, kept_bytes: int) -> Tensor:
         precise = torch.promote_types(hidden.dtype, torch.float32)
         normaliser = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
         log_probs = torch.empty_like(normaliser)
+        kept = []
         for first in range(0, hidden.shape[0], chunk_size):
             rows = slice(first, first + chunk_size)
-            logits = (hidden[rows] @ weight.T).to(precise)
+            product = hidden[rows] @ weight.T
+            kept_bytes -= product.nbytes
+            if kept_bytes >= 0:
+                kept.append(product)
+            logits = product.to(precise)
             normaliser[rows] = logits.logsumexp(-1)
             log_probs[rows] = logits.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1) - normaliser[rows]
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, targets, normaliser, *kept)
         ctx.chunk_size = chunk_size
         return log_probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets, normaliser, *kept = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        for first in range(0, hidden.shape[0], ctx.chunk_size):
+        for number, first in enumerate(range(0, hidden.shape[0], ctx.chunk_size)):
             rows = slice(first, first + ctx.chunk_size)
-            logits = (hidden[rows] @ weight.T).to(normaliser.dtype)
+            logits = kept[number] if number < len(kept) else hidden[rows] @ weight.T
             part = grad[rows].to(normaliser.dtype).unsqueeze(-1)
-            of_logits = logits.sub_(normaliser[rows].unsqueeze(-1)).exp_().mul_(-part)
+            of_logits = (logits - normaliser[rows].unsqueeze(-1)).exp_().mul_(-part)
             of_logits.scatter_add_(-1, targets[rows].unsqueeze(-1), part)
             of_logits = of_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = of_logits @ weight
             if grad_weight is not None:
                 grad_weight.addmm_(of_logits.T, hidden[rows])
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 Score = Callable[[Tensor, Tensor, tuple[int, int] | None], tuple[Tensor, Tensor | None]]

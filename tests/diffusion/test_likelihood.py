@@ -193,13 +193,16 @@ def test_mixed_targets_are_scored_in_their_own_vocabulary():
 @pytest.mark.parametrize("chunk_size", [1, 7, N, 1024])
 @pytest.mark.parametrize("vocab_slice", [None, (10, 31)])
 @pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
-def test_fused_values_and_gradients(chunk_size, vocab_slice, trained):
+@pytest.mark.parametrize("kept_mib", [0, 512])
+def test_fused_values_and_gradients(chunk_size, vocab_slice, trained, kept_mib):
     hidden, weight, targets = make_inputs()
     hidden.requires_grad_(trained[0])
     weight.requires_grad_(trained[1])
     if vocab_slice is not None:
         targets = 10 + targets % 21
-    log_probs = fused_log_probs(hidden, weight, targets, chunk_size=chunk_size, vocab_slice=vocab_slice)
+    log_probs = fused_log_probs(
+        hidden, weight, targets, chunk_size=chunk_size, vocab_slice=vocab_slice, kept_mib=kept_mib
+    )
     expected, _ = direct(hidden, weight, targets, vocab_slice or (0, V))
     assert log_probs.dtype == torch.float32
     torch.testing.assert_close(log_probs.double(), expected, atol=1e-5, rtol=1e-5)
@@ -237,12 +240,16 @@ def test_fused_products_follow_autocast():
     torch.testing.assert_close(gradients, expected, atol=0.05, rtol=0.05)
 
 
-def test_fused_saves_no_logits():
-    hidden, weight, targets = make_inputs()
-    shapes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):
-        fused_log_probs(hidden, weight, targets, chunk_size=5)
-    assert all(V not in shape[1:] for shape in shapes) and len(shapes) == 4
+def test_fused_keeps_as_many_logits_as_it_may():
+    weight = torch.randn(2**16, D, requires_grad=True)
+    hidden, _, targets = make_inputs()
+    for kept_mib, expected in ((0, []), (3, [5, 5]), (512, [5, 5, 5, 5, 3])):  # a chunk of 5 takes 1.25 MiB
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, shapes=shapes: shapes.append(x.shape) or x, lambda x: x
+        ):
+            fused_log_probs(hidden, weight, targets, chunk_size=5, kept_mib=kept_mib)
+        assert [shape[0] for shape in shapes if shape[1:] == (2**16,)] == expected
 
 
 def test_fused_without_rows_still_leads_back_to_the_parameters():

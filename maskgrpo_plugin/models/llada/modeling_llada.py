@@ -255,7 +255,7 @@ class LLaDAModelLM(PreTrainedModel):
         guidance_scale: float = 0.0,
         cache: BlockCache | None = None,
         first_column: int = 0,
-        chunk_size: int = 1024,
+        chunk_size: int = 512,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
