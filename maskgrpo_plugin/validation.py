@@ -370,11 +370,17 @@ def _check_image_rewards(config: DictConfig) -> None:
 
 
 def _check_text_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.manager import REWARD_MANAGER_NAME, component_weights, sandbox_settings
+    from maskgrpo_plugin.rewards.manager import (
+        REWARD_MANAGER_NAME,
+        component_weights,
+        sandbox_settings,
+        timeout_setting,
+    )
 
     if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
         return
-    for name, read in (("weights", component_weights), ("sandbox", sandbox_settings)):
+    settings = {"weights": component_weights, "sandbox": sandbox_settings, "timeout_s": timeout_setting}
+    for name, read in settings.items():
         try:
             read(config)
         except ValueError as error:

@@ -59,6 +59,7 @@ def test_the_shipped_configs_pass(tiny_run, name):
         ("data.max_prompt_length=4000", "data.max_response_length"),
         ("+reward.weights.gsm8k.style=1.0", "reward.weights"),
         ("+reward.sandbox.isolate=true", "reward.sandbox"),
+        ("reward.timeout_s=0", "reward.timeout_s"),
         ("ray_kwargs.ray_init.num_cpus=2", "ray_kwargs.ray_init.num_cpus"),
         ("ray_kwargs.ray_init.num_gpus=0", "ray_kwargs.ray_init.num_gpus"),
         ("actor_rollout_ref.actor.ppo_mini_batch_size=5", "actor_rollout_ref.actor.ppo_mini_batch_size"),

@@ -5,7 +5,8 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 REWARD_MANAGER_NAME = "maskgrpo_text"
 WEIGHTS = "reward.weights"
+TIMEOUT = "reward.timeout_s"
+DEFAULT_TIMEOUT_S = 300.0
 TASK_OF_DATA_SOURCE = {
     "openai/gsm8k": "gsm8k",
     "gsm8k": "gsm8k",
@@ -37,8 +40,9 @@ class TextRewardManager(RewardManagerBase):
     The scorer is the user's `reward.custom_reward_function` where one is set; else the plugin's for the task named by
     the sample's `extra_info.task` or its data source; else verl's own for the data source.
 
-    A scorer that raises, or whose score is not finite, costs the sample its reward and nothing more: score 0,
-    `reward_failed` 1, the cause in the log. A task that nobody can score is a mistake in the data set and is raised.
+    A scorer that raises, takes longer than `reward.timeout_s`, or whose score is not finite, costs the sample its
+    reward and nothing more: score 0, `reward_failed` 1, the cause in the log. A task that nobody can score is a mistake
+    in the data set and is raised.
 
     Args:
         config: verl's whole configuration.
@@ -68,6 +72,7 @@ class TextRewardManager(RewardManagerBase):
         )
         self.stop_token_ids = frozenset(stop_token_ids(tokenizer))
         self.weights = component_weights(config)
+        self.timeout_s = timeout_setting(config)
         self.options = {"code": {"run": functools.partial(score_program, config=sandbox_settings(config))}}
         self._keys_seen: dict[str, tuple[str, ...]] = {}
 
@@ -87,25 +92,34 @@ class TextRewardManager(RewardManagerBase):
         """
         item = data[-1]
         rows = item.non_tensor_batch
-        data_source = str(rows["data_source"])
         extra_info = dict(rows.get("extra_info") or {})
         extra_info.update(rows.get("tool_extra_fields") or {})
+        extra_info["num_turns"] = rows.get("__num_turns__")
+        extra_info["rollout_reward_scores"] = rows.get("reward_scores", {})
+        completion = self.decode(item.batch["responses"], item.batch["attention_mask"])
         ground_truth = rows["reward_model"]["ground_truth"]
-        task = None if self.is_custom else self._task(data_source, extra_info)
+        return await self.score_text(completion, str(rows["data_source"]), ground_truth, extra_info)
 
+    async def score_text(
+        self, completion: str, data_source: str, ground_truth: Any, extra_info: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Score a completion; returns and raises as `run_single` does.
+
+        Args:
+            completion: the response up to its first stop token.
+            data_source, ground_truth, extra_info: of the data row.
+        """
+        task = None if self.is_custom else self._task(data_source, extra_info)
         try:
-            completion = self.decode(item.batch["responses"], item.batch["attention_mask"])
             if task is not None:
                 known = {**extra_info, **self.options.get(task, {})}
                 extra = {name: known[name] for name in rewards.get_task(task).extra if known.get(name) is not None}
-                weights = self.weights.get(task)
-                result = await asyncio.to_thread(
-                    rewards.score, task, completion, ground_truth, weights=weights, **extra
+                scorer = functools.partial(
+                    rewards.score, task, completion, ground_truth, weights=self.weights.get(task), **extra
                 )
+                result = await in_thread(scorer, self.timeout_s)
             else:
-                extra_info["num_turns"] = rows.get("__num_turns__")
-                extra_info["rollout_reward_scores"] = rows.get("reward_scores", {})
-                result = await self._call_compute_score(data_source, completion, ground_truth, extra_info)
+                result = await self._call_compute_score(data_source, completion, ground_truth, dict(extra_info))
             numbers = _numbers(result)
             if not math.isfinite(numbers["score"]):
                 raise ValueError(f"the score is {numbers['score']}")
@@ -147,9 +161,9 @@ class TextRewardManager(RewardManagerBase):
             **self.router,
         }
         if inspect.iscoroutinefunction(self.compute_score):
-            return await self.compute_score(**arguments)
-        result = await asyncio.to_thread(self.compute_score, **arguments)
-        return await result if inspect.isawaitable(result) else result
+            return await asyncio.wait_for(self.compute_score(**arguments), self.timeout_s)
+        result = await in_thread(functools.partial(self.compute_score, **arguments), self.timeout_s)
+        return await asyncio.wait_for(result, self.timeout_s) if inspect.isawaitable(result) else result
 
     def _failed(self, task: str | None, data_source: str, extra_info: Mapping[str, Any]) -> dict[str, Any]:
         """What a sample gets whose scorer failed; to be called while the exception is handled."""
@@ -183,6 +197,51 @@ def component_weights(config: Any) -> dict[str, dict[str, float]]:
         except ValueError as error:
             raise ValueError(f"{WEIGHTS}.{task} is not usable; {error}") from error
     return section
+
+
+def timeout_setting(config: Any) -> float:
+    """`reward.timeout_s` of verl's config, the seconds that one scorer may take; 300 where it has none.
+
+    Raises:
+        ValueError: no number above 0.
+    """
+    value = None if config is None else OmegaConf.select(config, TIMEOUT)
+    value = DEFAULT_TIMEOUT_S if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{TIMEOUT}={value!r} is not usable; allowed: seconds above 0")
+    return float(value)
+
+
+async def in_thread(function: Callable[[], Any], timeout_s: float) -> Any:
+    """Call a function in a thread of its own, so that one that hangs keeps no other from running.
+
+    Raises:
+        asyncio.TimeoutError: it took longer than `timeout_s` seconds; its thread is left to itself.
+        Exception: whatever the function raised.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            outcome: tuple[Any, BaseException | None] = (function(), None)
+        except Exception as error:
+            outcome = (None, error)
+        try:
+            loop.call_soon_threadsafe(settle, *outcome)
+        except RuntimeError:
+            logger.warning("a scorer ended after its run had")
+
+    threading.Thread(target=run, name="scorer", daemon=True).start()
+    return await asyncio.wait_for(future, timeout_s)
 
 
 def sandbox_settings(config: Any) -> SandboxConfig:

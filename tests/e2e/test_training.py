@@ -124,6 +124,28 @@ def test_one_step_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_pa
     assert metrics[1]["actor/level_1/log_ratio_abs_max"] == 0.0
 
 
+def test_no_fault_of_a_text_scorer_loses_a_rollout(tiny_run, tmp_path):
+    log = tmp_path / "kinds.txt"
+    metrics = train(
+        tiny_run,
+        tmp_path,
+        "quickstart",
+        f"quickstart_dir={tiny_run}",
+        *SMALL,
+        "reward.timeout_s=3",
+        f"reward.custom_reward_function.path={ROOT}/tests/e2e/faulty_reward.py",
+        f"+reward.custom_reward_function.reward_kwargs.log={log}",
+        "trainer.total_training_steps=2",
+        clean=False,  # the scorer's failures are logged with theirs
+    )
+    kinds = log.read_text().splitlines()
+    assert len(kinds) == 32 and all(kinds.count(kind) == 8 for kind in set(kinds)) and len(set(kinds)) == 4
+    for step in (1, 2):
+        assert metrics[step]["rollout/requests"] == 16
+        assert metrics[step]["reward/failed_samples"] == 12
+        assert metrics[step]["critic/score/mean"] == pytest.approx(0.25)
+
+
 def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_path):
     factory = f"{ROOT}/tests/e2e/brightness.py:Brightness"
     metrics = train(

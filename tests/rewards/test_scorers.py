@@ -271,6 +271,44 @@ def test_manager_passes_the_puzzle_on():
     assert result["reward_score"] == 5 / 8
 
 
+@pytest.mark.parametrize("waits", ["plainly", "asynchronously"])
+def test_a_scorer_that_hangs_fails_its_sample_alone(waits):
+    import threading
+
+    from omegaconf import OmegaConf
+
+    release = threading.Event()
+
+    def plain(solution_str, **_):
+        return release.wait(60) if solution_str == "h" else 1.0
+
+    async def asynchronous(solution_str, **_):
+        return await asyncio.sleep(60) if solution_str == "h" else 1.0
+
+    config = OmegaConf.create({"reward": {"timeout_s": 0.3}})
+    manager = make_manager(plain if waits == "plainly" else asynchronous, config)
+
+    async def all_at_once():
+        texts = ["h", "x"] * 40
+        return texts, await asyncio.gather(*(manager.score_text(text, "mine", "5", {}) for text in texts))
+
+    texts, results = asyncio.run(asyncio.wait_for(all_at_once(), 20))
+    release.set()
+    for text, result in zip(texts, results, strict=True):
+        assert result["reward_score"] == (0.0 if text == "h" else 1.0)
+        assert result["reward_extra_info"]["reward_failed"] == (1.0 if text == "h" else 0.0)
+
+
+def test_a_lost_sandbox_fails_the_sample():
+    from omegaconf import OmegaConf
+
+    sandbox = {"provider": "sandbox_fusion", "url": "http://127.0.0.1:9/run_code"}
+    manager = make_manager(config=OmegaConf.create({"reward": {"timeout_s": 30, "sandbox": sandbox}}))
+    scored = manager.score_text("```python\ndef f():\n    return 1\n```", "mine", ["assert f() == 1"], {"task": "code"})
+    result = asyncio.run(scored)
+    assert result["reward_score"] == 0.0 and result["reward_extra_info"]["reward_failed"] == 1.0
+
+
 def test_registration_is_idempotent():
     manager = pytest.importorskip("maskgrpo_plugin.rewards.manager")
     from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
