@@ -71,6 +71,7 @@ def _registered() -> list[Finding]:
     expected = {
         "platform cpu": PlatformRegistry.get("cpu") is not None,
         "trainer maskgrpo_sync": "maskgrpo_sync" in TRAINER_REGISTRY,
+        "trainer maskgrpo_colocate_async": "maskgrpo_colocate_async" in TRAINER_REGISTRY,
         "advantage maskgrpo": "maskgrpo" in ADV_ESTIMATOR_REGISTRY,
         "loss maskgrpo": "maskgrpo" in POLICY_LOSS_REGISTRY,
         "loss maskgrpo_gmpo": "maskgrpo_gmpo" in POLICY_LOSS_REGISTRY,

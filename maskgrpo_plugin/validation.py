@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 RESOLVER = "maskgrpo.preflight"
 DIFFUSION_MODEL_TYPES = ("llada", "mmada")
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+TRAINERS = ("maskgrpo_sync", "maskgrpo_colocate_async")
 PLUGIN_ROLLOUTS = ("masked_diffusion", "transformers")
 
 
@@ -96,8 +97,9 @@ def _check_names(config: DictConfig) -> None:
     if is_diffusion != (arr.rollout.name == "masked_diffusion"):
         allowed = "masked_diffusion" if is_diffusion else "transformers (CPU) or vllm (GPU)"
         raise _error("actor_rollout_ref.rollout.name", arr.rollout.name, f"model_type needs {allowed}")
-    if is_diffusion and config.trainer.v1.trainer_mode != "maskgrpo_sync":
-        raise _error("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, "model_type needs maskgrpo_sync")
+    if is_diffusion and config.trainer.v1.trainer_mode not in TRAINERS:
+        allowed = f"model_type needs {' or '.join(TRAINERS)}"
+        raise _error("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, allowed)
 
 
 def _check_files(config: DictConfig) -> None:

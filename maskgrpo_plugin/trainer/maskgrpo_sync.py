@@ -1,4 +1,4 @@
-"""The trainer `maskgrpo_sync`: verl's synchronous trainer with μ mask levels per batch of rollouts."""
+"""The trainers `maskgrpo_sync` and `maskgrpo_colocate_async`: verl's own with μ mask levels a batch of rollouts."""
 
 import logging
 import os
@@ -12,7 +12,8 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested, response_to_nested
@@ -62,14 +63,18 @@ def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, floa
     return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}
 
 
-@register_trainer("maskgrpo_sync")
-class MaskGRPOTrainer(PPOTrainerSync):
-    """Synchronous MaskGRPO (arXiv 2510.02880): rollouts, rewards, old and reference log-probabilities of every mask
-    level, advantages, then μ updates in the order of the levels.
+class MaskGRPOStages(PPOTrainer):
+    """What a MaskGRPO step (arXiv 2510.02880) does with its rollouts, over one of verl's trainers: rewards, old and
+    reference log-probabilities of every mask level, advantages, then μ updates in the order of the levels.
 
-    With `actor_rollout_ref.model.model_type=language_model` it is verl's synchronous trainer on the plugin's
-    workers, for autoregressive baselines in the same setup.
+    With `actor_rollout_ref.model.model_type=language_model` it is verl's trainer on the plugin's workers, for
+    autoregressive baselines in the same setup.
+
+    Attributes:
+        verl_mode: verl's name for the trainer, which decides about its replay buffer and checkpoints.
     """
+
+    verl_mode: str
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -85,9 +90,9 @@ class MaskGRPOTrainer(PPOTrainerSync):
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
 
     def _build_replay_buffer(self) -> Any:
-        self.trainer_mode = "sync"
+        settings = self.config.trainer.v1.get(self.config.trainer.v1.trainer_mode) or {}
+        self.trainer_mode = self.verl_mode
         buffer = super()._build_replay_buffer()
-        settings = self.config.trainer.v1.get("maskgrpo_sync") or {}
         buffer.poll_interval = settings.get("poll_interval_s", DEFAULT_POLL_INTERVAL_S)
         return buffer
 
@@ -251,3 +256,22 @@ class MaskGRPOTrainer(PPOTrainerSync):
     def _reference_folder(self) -> str:
         root = os.path.abspath(self.config.trainer.default_local_dir)
         return os.path.join(root, f"global_step_{self.global_steps}", "reference")
+
+
+@register_trainer("maskgrpo_sync")
+class MaskGRPOTrainer(MaskGRPOStages, PPOTrainerSync):
+    """Synchronous MaskGRPO: every rollout of a step is of the policy that the step begins with."""
+
+    verl_mode = "sync"
+
+
+@register_trainer("maskgrpo_colocate_async")
+class MaskGRPOColocateAsyncTrainer(MaskGRPOStages, PPOTrainerColocateAsync):
+    """MaskGRPO with rollouts ahead of training on the same devices (verl's `colocate_async`).
+
+    Rollouts that wait when training begins are asked for again after it, so that some of a step's are of an earlier
+    policy; their log-probabilities, old ones as well, are those of the policy that the update begins with. The order of
+    rollouts depends on timing, and so does the run.
+    """
+
+    verl_mode = "colocate_async"

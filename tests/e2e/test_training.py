@@ -124,6 +124,25 @@ def test_one_step_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_pa
     assert metrics[1]["actor/level_1/log_ratio_abs_max"] == 0.0
 
 
+def test_rollouts_ahead_of_training(tiny_run, tmp_path):
+    metrics = train(
+        tiny_run,
+        tmp_path,
+        "quickstart",
+        f"quickstart_dir={tiny_run}",
+        *SMALL,
+        "trainer.v1.trainer_mode=maskgrpo_colocate_async",
+        f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
+        "trainer.total_training_steps=3",
+    )
+    assert sorted(metrics) == [1, 2, 3]
+    assert metrics[1]["rollout/requests"] > 16  # those of later steps began before the first one ended
+    for step in (1, 2, 3):
+        assert metrics[step]["actor/level_1/log_ratio_abs_max"] == 0.0
+        assert metrics[step]["critic/score/mean"] > 0
+        assert metrics[step]["actor/grad_norm"] > 0
+
+
 def test_no_fault_of_a_text_scorer_loses_a_rollout(tiny_run, tmp_path):
     log = tmp_path / "kinds.txt"
     metrics = train(
