@@ -366,11 +366,21 @@ def _check_image_rewards(config: DictConfig) -> None:
 
 
 def _check_text_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.manager import REWARD_MANAGER_NAME, component_weights, sandbox_settings
+    from maskgrpo_plugin.rewards.manager import (
+        REWARD_MANAGER_NAME,
+        component_weights,
+        sandbox_settings,
+        scorer_timeout,
+    )
 
     if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
         return
-    for name, read in (("weights", component_weights), ("sandbox", sandbox_settings)):
+    readers: dict[str, Callable[[DictConfig], Any]] = {
+        "weights": component_weights,
+        "sandbox": sandbox_settings,
+        "timeout_s": scorer_timeout,
+    }
+    for name, read in readers.items():
         try:
             read(config)
         except ValueError as error:
