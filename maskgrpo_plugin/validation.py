@@ -376,13 +376,17 @@ def _check_text_rewards(config: DictConfig) -> None:
         REWARD_MANAGER_NAME,
         component_weights,
         sandbox_settings,
-        timeout_setting,
+        scorer_timeout,
     )
 
     if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
         return
-    settings = {"weights": component_weights, "sandbox": sandbox_settings, "timeout_s": timeout_setting}
-    for name, read in settings.items():
+    readers: dict[str, Callable[[DictConfig], Any]] = {
+        "weights": component_weights,
+        "sandbox": sandbox_settings,
+        "timeout_s": scorer_timeout,
+    }
+    for name, read in readers.items():
         try:
             read(config)
         except ValueError as error:

@@ -1,5 +1,6 @@
 """Token ids that a masked diffusion model needs: the mask token and the tokens that end a response."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
@@ -13,6 +14,11 @@ def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
     ids = [tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN_TOKENS)]
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def answer_length(token_ids: Sequence[int], stops: Collection[int]) -> int:
+    """Tokens of a response before its first stop token."""
+    return next((n for n, token in enumerate(token_ids) if token in stops), len(token_ids))
 
 
 def mask_token_problem(mask_token_id: object, vocab_size: int, tokenizer: Any) -> str | None:

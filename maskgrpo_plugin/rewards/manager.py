@@ -1,12 +1,10 @@
 """The verl reward manager `maskgrpo_text`: decodes a response up to its first stop token and scores the text."""
 
-import asyncio
 import functools
 import inspect
 import logging
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -16,8 +14,10 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.utils.reward_score import default_compute_score
 
 from maskgrpo_plugin import rewards
-from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
+from maskgrpo_plugin.rewards.deadline import DeadlineThreads, within
 from maskgrpo_plugin.rewards.sandbox import SandboxConfig, score_program
+from maskgrpo_plugin.rewards.scorers.code import SandboxLost
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,10 @@ class TextRewardManager(RewardManagerBase):
     The scorer is the user's `reward.custom_reward_function` where one is set; else the plugin's for the task named by
     the sample's `extra_info.task` or its data source; else verl's own for the data source.
 
-    A scorer that raises, takes longer than `reward.timeout_s`, or whose score is not finite, costs the sample its
-    reward and nothing more: score 0, `reward_failed` 1, the cause in the log. A task that nobody can score is a mistake
-    in the data set and is raised.
+    A scorer that raises, hangs for longer than `reward.timeout_s`, loses its sandbox, or whose score is not finite,
+    costs the sample its reward and nothing more: score 0, `reward_failed` 1, the cause in the log and, for two of
+    them, in `reward_timed_out` or `reward_sandbox_lost`. A task that nobody can score is a mistake in the data set and
+    is raised.
 
     Args:
         config: verl's whole configuration.
@@ -51,7 +52,7 @@ class TextRewardManager(RewardManagerBase):
         reward_router_address, reward_model_tokenizer: passed on to a user's function where verl runs a reward model.
 
     Raises:
-        ValueError: `reward.weights` or `reward.sandbox` cannot work; the message names the key.
+        ValueError: `reward.weights`, `reward.sandbox` or `reward.timeout_s` cannot work; the message names the key.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class TextRewardManager(RewardManagerBase):
         )
         self.stop_token_ids = frozenset(stop_token_ids(tokenizer))
         self.weights = component_weights(config)
-        self.timeout_s = timeout_setting(config)
+        self.threads = DeadlineThreads(scorer_timeout(config))
         self.options = {"code": {"run": functools.partial(score_program, config=sandbox_settings(config))}}
         self._keys_seen: dict[str, tuple[str, ...]] = {}
 
@@ -85,55 +86,45 @@ class TextRewardManager(RewardManagerBase):
 
         Returns:
             `reward_score`, a finite float, and `reward_extra_info`, floats by name: the scorer's numbers, `acc` and
-            `reward_failed` (0 or 1), the same names for every sample of a task.
+            `reward_failed`, `reward_timed_out`, `reward_sandbox_lost` (0 or 1), the same names for every sample of a
+            task.
 
         Raises:
             ValueError: neither the plugin nor verl has a scorer for the sample's task.
         """
         item = data[-1]
         rows = item.non_tensor_batch
+        data_source = str(rows["data_source"])
         extra_info = dict(rows.get("extra_info") or {})
         extra_info.update(rows.get("tool_extra_fields") or {})
-        extra_info["num_turns"] = rows.get("__num_turns__")
-        extra_info["rollout_reward_scores"] = rows.get("reward_scores", {})
-        completion = self.decode(item.batch["responses"], item.batch["attention_mask"])
         ground_truth = rows["reward_model"]["ground_truth"]
-        return await self.score_text(completion, str(rows["data_source"]), ground_truth, extra_info)
-
-    async def score_text(
-        self, completion: str, data_source: str, ground_truth: Any, extra_info: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Score a completion; returns and raises as `run_single` does.
-
-        Args:
-            completion: the response up to its first stop token.
-            data_source, ground_truth, extra_info: of the data row.
-        """
         task = None if self.is_custom else self._task(data_source, extra_info)
+
         try:
+            completion = self.decode(item.batch["responses"], item.batch["attention_mask"])
             if task is not None:
                 known = {**extra_info, **self.options.get(task, {})}
                 extra = {name: known[name] for name in rewards.get_task(task).extra if known.get(name) is not None}
-                scorer = functools.partial(
-                    rewards.score, task, completion, ground_truth, weights=self.weights.get(task), **extra
-                )
-                result = await in_thread(scorer, self.timeout_s)
+                scorer = functools.partial(rewards.score, weights=self.weights.get(task), **extra)
+                result = await self.threads.call(functools.partial(scorer, task, completion, ground_truth))
             else:
-                result = await self._call_compute_score(data_source, completion, ground_truth, dict(extra_info))
+                extra_info["num_turns"] = rows.get("__num_turns__")
+                extra_info["rollout_reward_scores"] = rows.get("reward_scores", {})
+                result = await self._call_compute_score(data_source, completion, ground_truth, extra_info)
             numbers = _numbers(result)
             if not math.isfinite(numbers["score"]):
                 raise ValueError(f"the score is {numbers['score']}")
         except NotImplementedError as error:
             if self.is_custom or task is not None:
-                return self._failed(task, data_source, extra_info)
+                return self._failed(error, task, data_source, extra_info)
             raise ValueError(
                 f"no reward for data_source {data_source!r}: name one of {', '.join(rewards.tasks())} in the "
                 "data set's extra_info.task, or set reward.custom_reward_function.path"
             ) from error
-        except Exception:
-            return self._failed(task, data_source, extra_info)
+        except Exception as error:
+            return self._failed(error, task, data_source, extra_info)
 
-        info = {"acc": numbers["score"], **numbers, "reward_failed": 0.0}
+        info = {"acc": numbers["score"], **numbers, **_outcome(None)}
         self._keys_seen[data_source] = tuple(info)
         return {"reward_score": numbers["score"], "reward_extra_info": info}
 
@@ -141,8 +132,7 @@ class TextRewardManager(RewardManagerBase):
         """Text of a response (L,) up to its first stop token or padding; attention_mask is (P + L,)."""
         length = responses.shape[-1]
         ids = responses[: int(attention_mask[-length:].sum())].tolist()
-        end = next((n for n, token in enumerate(ids) if token in self.stop_token_ids), len(ids))
-        return self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return self.tokenizer.decode(ids[: answer_length(ids, self.stop_token_ids)], skip_special_tokens=True)
 
     def _task(self, data_source: str, extra_info: Mapping[str, Any]) -> str | None:
         """Name of the plugin's task for a sample, or None where verl's own scorer is to be asked."""
@@ -161,11 +151,13 @@ class TextRewardManager(RewardManagerBase):
             **self.router,
         }
         if inspect.iscoroutinefunction(self.compute_score):
-            return await asyncio.wait_for(self.compute_score(**arguments), self.timeout_s)
-        result = await in_thread(functools.partial(self.compute_score, **arguments), self.timeout_s)
-        return await asyncio.wait_for(result, self.timeout_s) if inspect.isawaitable(result) else result
+            return await within(self.compute_score(**arguments), self.threads.timeout_s)
+        result = await self.threads.call(functools.partial(self.compute_score, **arguments))
+        return await within(result, self.threads.timeout_s) if inspect.isawaitable(result) else result
 
-    def _failed(self, task: str | None, data_source: str, extra_info: Mapping[str, Any]) -> dict[str, Any]:
+    def _failed(
+        self, error: Exception, task: str | None, data_source: str, extra_info: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What a sample gets whose scorer failed; to be called while the exception is handled."""
         logger.exception(
             "reward failed and is 0: data_source=%s task=%s index=%s", data_source, task, extra_info.get("index")
@@ -173,7 +165,7 @@ class TextRewardManager(RewardManagerBase):
         keys = rewards.get_task(task).keys if task is not None else self._keys_seen.get(data_source, ("score",))
         return {
             "reward_score": 0.0,
-            "reward_extra_info": {"acc": 0.0, **dict.fromkeys(keys, 0.0), "reward_failed": 1.0},
+            "reward_extra_info": {"acc": 0.0, **dict.fromkeys(keys, 0.0), **_outcome(error)},
         }
 
 
@@ -199,51 +191,6 @@ def component_weights(config: Any) -> dict[str, dict[str, float]]:
     return section
 
 
-def timeout_setting(config: Any) -> float:
-    """`reward.timeout_s` of verl's config, the seconds that one scorer may take; 300 where it has none.
-
-    Raises:
-        ValueError: no number above 0.
-    """
-    value = None if config is None else OmegaConf.select(config, TIMEOUT)
-    value = DEFAULT_TIMEOUT_S if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{TIMEOUT}={value!r} is not usable; allowed: seconds above 0")
-    return float(value)
-
-
-async def in_thread(function: Callable[[], Any], timeout_s: float) -> Any:
-    """Call a function in a thread of its own, so that one that hangs keeps no other from running.
-
-    Raises:
-        asyncio.TimeoutError: it took longer than `timeout_s` seconds; its thread is left to itself.
-        Exception: whatever the function raised.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        try:
-            outcome: tuple[Any, BaseException | None] = (function(), None)
-        except Exception as error:
-            outcome = (None, error)
-        try:
-            loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:
-            logger.warning("a scorer ended after its run had")
-
-    threading.Thread(target=run, name="scorer", daemon=True).start()
-    return await asyncio.wait_for(future, timeout_s)
-
-
 def sandbox_settings(config: Any) -> SandboxConfig:
     """`reward.sandbox` of verl's config, or the defaults.
 
@@ -251,6 +198,29 @@ def sandbox_settings(config: Any) -> SandboxConfig:
         ValueError: an unknown key or a value out of its range.
     """
     return SandboxConfig.from_mapping(_section(config, "sandbox"))
+
+
+def scorer_timeout(config: Any) -> float:
+    """`reward.timeout_s` of verl's config, seconds that scoring one sample may take; 300 where it has none.
+
+    Raises:
+        ValueError: no positive number.
+    """
+    value = None if config is None else OmegaConf.select(config, TIMEOUT)
+    if value is None:
+        return DEFAULT_TIMEOUT_S
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{TIMEOUT}={value!r} is not usable; allowed: seconds, more than 0")
+    return float(value)
+
+
+def _outcome(error: Exception | None) -> dict[str, float]:
+    """The counters of failures for one sample; `error` is what its scorer failed with, None where it did not."""
+    return {
+        "reward_failed": float(error is not None),
+        "reward_timed_out": float(isinstance(error, TimeoutError)),
+        "reward_sandbox_lost": float(isinstance(error, SandboxLost)),
+    }
 
 
 def _section(config: Any, name: str) -> dict[str, Any]:

@@ -67,6 +67,20 @@ def build_prompt(
     return family.understanding([int(code) for code in extra_info["image_codes"]], messages, response_length)
 
 
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **template_kwargs: Any) -> list[int]:
+    """Token ids of a conversation by the tokenizer's chat template, up to the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def image_request(prompt: Prompt) -> dict[str, list[int]]:
+    """What a rollout server's `generate` takes for an image besides the prompt's tokens."""
+    return {
+        "canvas_ids": list(prompt.response_ids),
+        "uncond_ids": visible(prompt.uncond_ids, prompt.uncond_mask),
+    }
+
+
 @register("maskgrpo_single_turn")
 class SeededSingleTurn(AgentLoopBase):
     """One prompt, one completion, with the noise seeded by place in the run rather than by arrival.
@@ -102,8 +116,8 @@ class SeededSingleTurn(AgentLoopBase):
             prompt_ids = visible(prompt.prompt_ids, prompt.prompt_mask)
             if extra_info["modality"] == "t2i":
                 fixed_mask = list(prompt.response_mask)
-                uncond_ids = visible(prompt.uncond_ids, prompt.uncond_mask)
-                request = {"canvas_ids": list(prompt.response_ids), "uncond_ids": uncond_ids}
+                request = image_request(prompt)
+                uncond_ids = request["uncond_ids"]
         seed = request_seed(
             self.rollout_config.seed,
             int(kwargs.get("global_steps", 0)),
@@ -142,10 +156,7 @@ class SeededSingleTurn(AgentLoopBase):
         return load_family(os.path.expanduser(self.config.actor_rollout_ref.model.path), self.tokenizer)
 
     def _render_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.apply_chat_template_kwargs
-        )
-        return self._cap_text_prompt_length(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._cap_text_prompt_length(render_chat(self.tokenizer, messages, **self.apply_chat_template_kwargs))
 
     def _image_prompt(self, messages: list[dict[str, str]], extra_info: Mapping[str, Any]) -> Prompt:
         family = self._family()

@@ -1,11 +1,14 @@
 """Scorers and the reward registry: extraction, shaping, agreement with the published parser, and the reward manager."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from maskgrpo_plugin import rewards
+from maskgrpo_plugin.rewards.deadline import DeadlineThreads
 from maskgrpo_plugin.rewards.scorers.gsm8k import extract_answer, parse_ground_truth
 
 SAMPLES = {
@@ -160,6 +163,9 @@ class CharacterTokenizer:
         return [ord(character) for character in text]
 
 
+NO_FAILURE = {"reward_failed": 0.0, "reward_timed_out": 0.0, "reward_sandbox_lost": 0.0}
+
+
 def make_manager(compute_score=None, config=None):
     manager = pytest.importorskip("maskgrpo_plugin.rewards.manager")
     return manager.TextRewardManager(config, CharacterTokenizer(), compute_score)
@@ -188,7 +194,7 @@ def test_manager_cuts_at_either_stop_token(stop):
     ids = [ord("5"), stop, ord("6"), stop]
     result = run(make_manager(), ids, extra_info={"task": "arithmetic", "index": 0}, padding=2)
     assert result["reward_score"] == 1.0
-    assert result["reward_extra_info"] == {"score": 1.0, "acc": 1.0, "reward_failed": 0.0}
+    assert result["reward_extra_info"] == {"score": 1.0, "acc": 1.0} | NO_FAILURE
 
 
 def test_manager_takes_the_task_from_extra_info_before_the_data_source():
@@ -215,9 +221,51 @@ async def async_score(data_source, solution_str, ground_truth, extra_info=None, 
 
 def test_manager_uses_a_custom_compute_score_plain_or_async():
     result = run(make_manager(lambda **arguments: 0.5), [ord("5")], extra_info={"task": "arithmetic"})
-    assert result == {"reward_score": 0.5, "reward_extra_info": {"acc": 0.5, "score": 0.5, "reward_failed": 0.0}}
+    assert result == {"reward_score": 0.5, "reward_extra_info": {"acc": 0.5, "score": 0.5} | NO_FAILURE}
     info = run(make_manager(async_score), [ord("5")])["reward_extra_info"]
-    assert info == {"acc": 0.25, "score": 0.25, "length": 1.0, "reward_failed": 0.0}
+    assert info == {"acc": 0.25, "score": 0.25, "length": 1.0} | NO_FAILURE
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_manager_passes_over_a_scorer_that_hangs(is_async):
+    released = threading.Event()
+
+    def hang(**_):
+        released.wait(60)
+
+    async def hang_async(**_):
+        await asyncio.sleep(60)
+
+    config = OmegaConf.create({"reward": {"timeout_s": 0.2}})
+    info = run(make_manager(hang_async if is_async else hang, config), [ord("5")])["reward_extra_info"]
+    released.set()
+    assert info["reward_failed"] == info["reward_timed_out"] == 1.0 and info["reward_sandbox_lost"] == 0.0
+
+
+def test_hung_scorers_leave_room_for_others():
+    released = threading.Event()
+
+    async def go():
+        threads = DeadlineThreads(0.2, workers=2)
+        hung = [threads.call(lambda: released.wait(60)) for _ in range(4)]
+        results = await asyncio.gather(*hung, threads.call(lambda: "done"), return_exceptions=True)
+        released.set()
+        return results
+
+    *hung, last = asyncio.run(go())
+    assert all(isinstance(result, TimeoutError) for result in hung) and last == "done"
+
+
+def test_manager_counts_a_lost_sandbox():
+    config = OmegaConf.create(
+        {"reward": {"sandbox": {"provider": "sandbox_fusion", "url": "http://127.0.0.1:9/run_code", "retries": 0}}}
+    )
+    program = list(map(ord, "```python\ndef f():\n    return 1\n```"))
+    extra_info = {"task": "code", "index": 0}
+    info = run(make_manager(config=config), program, ground_truth='["assert f() == 1"]', extra_info=extra_info)
+    assert info["reward_score"] == 0.0
+    outcome = {name: info["reward_extra_info"][name] for name in NO_FAILURE}
+    assert outcome == {"reward_failed": 1.0, "reward_timed_out": 0.0, "reward_sandbox_lost": 1.0}
 
 
 def test_manager_keeps_the_key_set_of_a_custom_score_that_turns_nan():
@@ -239,8 +287,6 @@ def test_manager_falls_back_to_verls_scorer_and_refuses_a_task_nobody_knows():
 
 
 def test_manager_takes_the_weights_of_a_task_from_the_config():
-    from omegaconf import OmegaConf
-
     config = OmegaConf.create({"reward": {"weights": {"gsm8k": {"format": 0, "integer": 2.0}}}})
     answer = list(map(ord, "<answer>5</answer>"))
     info = run(make_manager(config=config), answer, data_source="openai/gsm8k")["reward_extra_info"]
@@ -255,11 +301,10 @@ def test_manager_takes_the_weights_of_a_task_from_the_config():
         ({"weights": {"chess": {"format": 1.0}}}, r"reward\.weights\.chess.*unknown task"),
         ({"weights": {"gsm8k": 1.0}}, r"reward\.weights\.gsm8k=1\.0"),
         ({"sandbox": {"isolate": True}}, r"reward\.sandbox\.isolate"),
+        ({"timeout_s": 0}, r"reward\.timeout_s=0"),
     ],
 )
 def test_manager_refuses_weights_and_sandbox_keys_that_do_not_exist(section, message):
-    from omegaconf import OmegaConf
-
     with pytest.raises(ValueError, match=message):
         make_manager(config=OmegaConf.create({"reward": section}))
 
@@ -269,44 +314,6 @@ def test_manager_passes_the_puzzle_on():
     answer = list(map(ord, "<answer>4123231432410000</answer>"))
     result = run(make_manager(), answer, ground_truth="4123231432411432", extra_info=extra_info)
     assert result["reward_score"] == 5 / 8
-
-
-@pytest.mark.parametrize("waits", ["plainly", "asynchronously"])
-def test_a_scorer_that_hangs_fails_its_sample_alone(waits):
-    import threading
-
-    from omegaconf import OmegaConf
-
-    release = threading.Event()
-
-    def plain(solution_str, **_):
-        return release.wait(60) if solution_str == "h" else 1.0
-
-    async def asynchronous(solution_str, **_):
-        return await asyncio.sleep(60) if solution_str == "h" else 1.0
-
-    config = OmegaConf.create({"reward": {"timeout_s": 0.3}})
-    manager = make_manager(plain if waits == "plainly" else asynchronous, config)
-
-    async def all_at_once():
-        texts = ["h", "x"] * 40
-        return texts, await asyncio.gather(*(manager.score_text(text, "mine", "5", {}) for text in texts))
-
-    texts, results = asyncio.run(asyncio.wait_for(all_at_once(), 20))
-    release.set()
-    for text, result in zip(texts, results, strict=True):
-        assert result["reward_score"] == (0.0 if text == "h" else 1.0)
-        assert result["reward_extra_info"]["reward_failed"] == (1.0 if text == "h" else 0.0)
-
-
-def test_a_lost_sandbox_fails_the_sample():
-    from omegaconf import OmegaConf
-
-    sandbox = {"provider": "sandbox_fusion", "url": "http://127.0.0.1:9/run_code"}
-    manager = make_manager(config=OmegaConf.create({"reward": {"timeout_s": 30, "sandbox": sandbox}}))
-    scored = manager.score_text("```python\ndef f():\n    return 1\n```", "mine", ["assert f() == 1"], {"task": "code"})
-    result = asyncio.run(scored)
-    assert result["reward_score"] == 0.0 and result["reward_extra_info"]["reward_failed"] == 1.0
 
 
 def test_registration_is_idempotent():

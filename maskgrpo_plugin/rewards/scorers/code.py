@@ -18,6 +18,11 @@ _BLOCK = re.compile(r"```([^\n`]*)\n(.*?)(?:\n[ \t]*)?```", re.DOTALL)
 _OPEN_BLOCK = re.compile(r"```(?:python|py)[^\n]*\n(.*)", re.DOTALL | re.IGNORECASE)
 _DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
 
+
+class SandboxLost(RuntimeError):
+    """The sandbox failed while it ran a program, so the program was not judged."""
+
+
 Runner = Callable[[str, Sequence[str]], Mapping[str, float]]
 
 
@@ -40,7 +45,8 @@ def score_code(
 
     Raises:
         ValueError: `ground_truth` is not a list of test statements, or none.
-        RuntimeError: the sandbox cannot run, or did not judge every test.
+        RuntimeError: the sandbox cannot run.
+        SandboxLost: it did not judge every test.
     """
     tests = parse_ground_truth(ground_truth)
     text = cut_at_stop(completion)
@@ -49,7 +55,7 @@ def score_code(
     if program:
         outcome = (run or _sandbox)(f"{preamble}\n{program}" if preamble else program, tests)
         if outcome.get("tests_sandbox_error"):
-            raise RuntimeError(f"the sandbox did not judge {outcome['tests_sandbox_error']:.0f} of {len(tests)} tests")
+            raise SandboxLost(f"the sandbox did not judge {outcome['tests_sandbox_error']:.0f} of {len(tests)} tests")
     components = {"format": format_reward(text), "correct": CORRECT_REWARD * outcome["pass_rate"]}
     return {
         "score": sum(components.values()),

@@ -226,6 +226,12 @@ class RolloutServer:
     async def stop_profile(self) -> None:
         """Profiling of the servers is not offered."""
 
+    async def reconfigure(self, config: Any) -> None:
+        """Serve by another rollout section, such as one with another length or sampler; the weights stay."""
+        await self.batcher.pause()
+        self.config = omega_conf_to_dataclass(config)
+        self.batcher.resume()
+
     async def pop_metrics(self) -> dict[str, float]:
         """Throughput since the last call; see `BatchingMetrics.summary`."""
         return self.batcher.pop_metrics()

@@ -1,0 +1,110 @@
+"""Scores of generations by the reward managers that training uses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from verl import DataProto
+from verl.trainer.ppo.reward import load_reward_manager
+
+from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.evaluation.problems import Problem
+from maskgrpo_plugin.rewards.image_config import IMAGE_REWARD_MANAGER, ImageRewardConfig, check_scorer
+from maskgrpo_plugin.rewards.image_manager import IMAGE_FIELD
+from maskgrpo_plugin.rewards.manager import REWARD_MANAGER_NAME, component_weights, sandbox_settings, scorer_timeout
+
+FAILURES = {"reward_timed_out": "timed_out", "reward_sandbox_lost": "sandbox_lost"}
+_NOT_COMPONENTS = ("score", "acc", "reward_failed", *FAILURES)
+
+
+def reward_config(overrides: list[str], *, images: bool) -> DictConfig:
+    """verl's config as far as reward managers read it.
+
+    Args:
+        overrides: `reward.<key>=<value>` as on a run's command line.
+        images: whether images are scored, by `reward.image.scorers`.
+
+    Raises:
+        ConfigError: another section, or a value that cannot work.
+    """
+    for override in overrides:
+        if not override.startswith("reward.") or "=" not in override:
+            raise ConfigError("--set", override, "allowed: reward.<key>=<value>")
+    base = {
+        "reward": {
+            "reward_manager": {"source": "register", "name": IMAGE_REWARD_MANAGER if images else REWARD_MANAGER_NAME},
+            "custom_reward_function": {"path": None, "name": "compute_score"},
+        }
+    }
+    config = OmegaConf.merge(base, OmegaConf.from_dotlist(overrides))
+    assert isinstance(config, DictConfig)
+    if images:
+        for scorer in ImageRewardConfig.from_config(config.reward.get("image")).scorers:
+            check_scorer(scorer)
+        return config
+    for name, read in (("weights", component_weights), ("sandbox", sandbox_settings), ("timeout_s", scorer_timeout)):
+        try:
+            read(config)
+        except ValueError as error:
+            raise ConfigError(f"reward.{name}", config.reward.get(name), str(error)) from error
+    return config
+
+
+class Scorer:
+    """Scores generations.
+
+    Args:
+        config: see `reward_config`.
+        tokenizer: the checkpoint's.
+    """
+
+    def __init__(self, config: DictConfig, tokenizer: Any):
+        self.manager: Any = load_reward_manager(config, tokenizer)
+
+    async def score(self, problem: Problem, token_ids: list[int], image: np.ndarray | None) -> dict[str, Any]:
+        """Score one generation; a scorer that fails is told, not raised.
+
+        Args:
+            problem: what was asked.
+            token_ids: the response.
+            image: (H, W, 3) uint8 where one was made.
+
+        Returns:
+            `score`, `acc` (None where the task has no right answer), `reward` (the components), and `failure`: None,
+            `timed_out`, `sandbox_lost` or `error`.
+
+        Raises:
+            ValueError: nobody can score the problem's task.
+        """
+        result = await self.manager.run_single(rollout_of(problem, token_ids, image))
+        info = result["reward_extra_info"]
+        kinds = [kind for name, kind in FAILURES.items() if info.get(name)]
+        return {
+            "score": result["reward_score"],
+            "acc": info.get("acc"),
+            "reward": {
+                name: value
+                for name, value in info.items()
+                if name not in _NOT_COMPONENTS and not name.endswith(("_failed", "_latency_s", "_batch_size"))
+            },
+            "failure": [*kinds, "error"][0] if info["reward_failed"] else None,
+        }
+
+
+def rollout_of(problem: Problem, token_ids: list[int], image: np.ndarray | None) -> DataProto:
+    """verl's batch of one rollout, as the agent loop would have made it."""
+    rows: Mapping[str, Any] = {
+        "data_source": problem.data_source,
+        "reward_model": problem.values["reward_model"],
+        "extra_info": problem.extra_info,
+        "raw_prompt": problem.messages,
+        "tool_extra_fields": {} if image is None else {IMAGE_FIELD: image},
+    }
+    columns = {name: np.empty(1, dtype=object) for name in rows}
+    for name, value in rows.items():
+        columns[name][0] = value
+    responses = torch.tensor([token_ids], dtype=torch.long)
+    tensors = {"responses": responses, "attention_mask": torch.ones_like(responses)}
+    return DataProto.from_dict(tensors=tensors, non_tensors=columns)
