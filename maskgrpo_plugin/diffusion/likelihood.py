@@ -118,9 +118,9 @@ class _FusedLogProbs(torch.autograd.Function):
             kept_bytes -= product.nbytes
             if kept_bytes >= 0:
                 kept.append(product)
-            logits = product.to(precise)
-            normaliser[rows] = logits.logsumexp(-1)
-            log_probs[rows] = logits.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1) - normaliser[rows]
+            at_target = targets[rows].unsqueeze(-1)
+            log_probs[rows] = product.log_softmax(-1, dtype=precise).gather(-1, at_target).squeeze(-1)
+            normaliser[rows] = product.gather(-1, at_target).squeeze(-1).to(precise) - log_probs[rows]
         ctx.save_for_backward(hidden, weight, targets, normaliser, *kept)
         ctx.chunk_size = chunk_size
         return log_probs

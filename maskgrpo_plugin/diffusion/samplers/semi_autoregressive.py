@@ -222,14 +222,13 @@ class SemiAutoregressiveSampler(Sampler):
             chosen = draw_categories(logits, self.temperature, uniform)
         if self.ordering == "random":
             return chosen, uniform_table(counts, logits.shape[1], generator, logits.device)
-        if self.ordering == "entropy":
-            probabilities = logits.softmax(-1)
-            return chosen, torch.xlogy(probabilities, probabilities).sum(-1)
-        normaliser = logits.logsumexp(-1)
+        probabilities = logits.softmax(-1)
         if self.ordering == "low_confidence":
-            return chosen, (logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - normaliser).exp()
-        best = (logits.topk(2, dim=-1).values - normaliser.unsqueeze(-1)).exp()
-        return chosen, best[..., 0] - best[..., 1]
+            return chosen, probabilities.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        if self.ordering == "margin":
+            best = probabilities.topk(2, dim=-1).values
+            return chosen, best[..., 0] - best[..., 1]
+        return chosen, torch.xlogy(probabilities, probabilities).sum(-1)
 
     def _unfinished(self, state: "_State", rows: list[int]) -> list[int]:
         """Rows that revealed no stop token; visible tokens of a canvas do not count."""

@@ -142,6 +142,18 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
         return self.attn_out(attended.flatten(2))
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` without a bias; (…, D), (V, D) -> (…, V).
+
+    On the CPU and without gradients, few rows go through as the right factor: BLAS then reads a large weight 1.4 to 1.8
+    times as fast, with the same sums.
+    """
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not 0 < rows <= 64:
+        return F.linear(x, weight)
+    return (weight @ x.reshape(rows, -1).T).T.contiguous().view(*x.shape[:-1], -1)
+
+
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
     """Rows (B, K, D) of x (B, L, D) at `columns` (B, K)."""
     return x.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
@@ -231,7 +243,7 @@ class LLaDAModelLM(PreTrainedModel):
         """The head; (…, D) -> (…, V), or the columns [start, stop) of the vocabulary alone."""
         matrix = self._head_matrix()
         if matrix is not None:
-            return F.linear(hidden, matrix if vocab_slice is None else matrix[vocab_slice[0] : vocab_slice[1]])
+            return linear(hidden, matrix if vocab_slice is None else matrix[vocab_slice[0] : vocab_slice[1]])
         logits = self.model.transformer["ff_out"](hidden)
         return logits if vocab_slice is None else logits[..., vocab_slice[0] : vocab_slice[1]]
 
