@@ -146,7 +146,10 @@ def make_lengths(options: argparse.Namespace, problems: list[Any], model_config:
     if problems[0].is_image:
         if not options.image_tokenizer or not Path(options.image_tokenizer, "config.json").is_file():
             raise ConfigError("--image-tokenizer", options.image_tokenizer, "the folder of a MAGVIT-v2 checkpoint")
-        grid = image_grid(image_settings(options), family) if family is not None else None
+        try:
+            grid = image_grid(image_settings(options), family) if family is not None else None
+        except ValueError as error:
+            raise ConfigError("--image-size", options.image_size, str(error)) from error
         queries = {problem.id: make_query(problem, model_config.tokenizer, family, 1, grid) for problem in problems}
         tokens = next(iter(queries.values())).new_tokens
         return [make(tokens, options.steps[0] if options.steps else min(DEFAULT_IMAGE_STEPS, tokens), queries)]
