@@ -17,6 +17,7 @@ EXTRAS = {
     "open_clip_torch": ("open_clip", "CLIP rewards"),
     "hpsv2": ("open_clip", "HPSv2 rewards: the published checkpoint in open_clip"),
     "ocr": ("rapidocr_onnxruntime", "OCR rewards"),
+    "lm_eval": ("lm_eval", "lm-evaluation-harness"),
     "flash-attn": ("flash_attn", "flash attention"),
     "liger-kernel": ("liger_kernel", "fused kernels"),
 }

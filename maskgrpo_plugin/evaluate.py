@@ -15,7 +15,7 @@ from typing import Any
 
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
-from maskgrpo_plugin.diffusion.samplers import SAMPLERS, SamplerOptionError, build_sampler
+from maskgrpo_plugin.diffusion.samplers import SAMPLERS, SamplerOptionError
 from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import ORDERINGS
 from maskgrpo_plugin.errors import ConfigError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         summaries = evaluate(options)
-    except (ConfigError, DataError, SamplerOptionError) as error:
+    except (ConfigError, DataError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(table(summaries) + "\n")
@@ -141,12 +141,15 @@ def make_lengths(options: argparse.Namespace, problems: list[Any], model_config:
         family = build_family(model_config.hf_config, model_config.tokenizer)
 
     def make(length: int, steps: int, queries: dict[str, Query]) -> Length:
-        return Length(length, rollout_config(options, length, steps, is_diffusion=family is not None), queries)
+        return Length(length, length_config(options, length, steps, is_diffusion=family is not None), queries)
 
     if problems[0].is_image:
         if not options.image_tokenizer or not Path(options.image_tokenizer, "config.json").is_file():
             raise ConfigError("--image-tokenizer", options.image_tokenizer, "the folder of a MAGVIT-v2 checkpoint")
-        grid = image_grid(image_settings(options), family) if family is not None else None
+        try:
+            grid = image_grid(image_settings(options), family) if family is not None else None
+        except ValueError as error:
+            raise ConfigError("--image-size", options.image_size, str(error)) from error
         queries = {problem.id: make_query(problem, model_config.tokenizer, family, 1, grid) for problem in problems}
         tokens = next(iter(queries.values())).new_tokens
         return [make(tokens, options.steps[0] if options.steps else min(DEFAULT_IMAGE_STEPS, tokens), queries)]
@@ -166,15 +169,14 @@ def image_settings(options: argparse.Namespace) -> Any:
     return ImageSettings(tokenizer_path=options.image_tokenizer, height=height, width=width)
 
 
-def rollout_config(options: argparse.Namespace, length: int, steps: int, *, is_diffusion: bool) -> Any:
-    """The rollout section of one length; its sampler is checked where it is a diffusion model's.
+def length_config(options: argparse.Namespace, length: int, steps: int, *, is_diffusion: bool) -> Any:
+    """The rollout section of one length.
 
     Raises:
         ConfigError: an option that the sampler refuses.
     """
-    from verl.utils.device import get_device_name
-
-    from maskgrpo_plugin.config import DiffusionRolloutConfig, SamplerSettings
+    from maskgrpo_plugin.config import SamplerSettings
+    from maskgrpo_plugin.evaluation.servers import rollout_config
 
     sampler = SamplerSettings(
         name=options.sampler,
@@ -183,25 +185,20 @@ def rollout_config(options: argparse.Namespace, length: int, steps: int, *, is_d
         ordering=options.ordering,
         cfg_scale=options.cfg_scale,
     )
-    if is_diffusion:
-        checked = sampler.options(response_length=length, temperature=options.temperature, stop_token_ids=())
-        try:
-            build_sampler(sampler.name, **checked)
-        except SamplerOptionError as error:
-            name = {"response_length": "lengths", "name": "sampler"}.get(error.option, error.option)
-            key = f"--{name.replace('_', '-')}"
-            raise ConfigError(key, error.value, f"{error.allowed} (at length {length})") from error
-    return DiffusionRolloutConfig(
-        name="masked_diffusion",
-        load_format="auto",
-        dtype=options.dtype or ("float32" if get_device_name() == "cpu" else "bfloat16"),
-        temperature=options.temperature,
-        response_length=length,
-        max_num_seqs=options.batch_size,
-        tensor_model_parallel_size=1,
-        sampler=sampler,
-        image=image_settings(options),
-    )
+    try:
+        return rollout_config(
+            sampler,
+            response_length=length,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            image=image_settings(options),
+            check_sampler=is_diffusion,
+        )
+    except SamplerOptionError as error:
+        name = {"response_length": "lengths", "name": "sampler"}.get(error.option, error.option)
+        key = f"--{name.replace('_', '-')}"
+        raise ConfigError(key, error.value, f"{error.allowed} (at length {length})") from error
 
 
 def _check(options: argparse.Namespace, images: bool) -> tuple[int, ...]:

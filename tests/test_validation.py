@@ -149,22 +149,3 @@ def test_image_rewards_are_checked_and_their_cpus_counted(tiny_run):
     )
     assert preflight(good)
     assert required_ray_cpus(good) == required_ray_cpus(config(tiny_run)) + 2
-
-
-@pytest.mark.parametrize("name", ["math", "countdown", "sudoku", "code"])
-def test_the_task_configs_pass_with_a_small_checkpoint(tiny_run, name):
-    composed = config(
-        tiny_run,
-        f"actor_rollout_ref.model.path={tiny_run}/model",
-        f"data.train_files={tiny_run}/data/train.parquet",
-        f"data.val_files={tiny_run}/data/validation.parquet",
-        "data.max_prompt_length=64",
-        "data.max_response_length=128",
-        "actor_rollout_ref.rollout.sampler.steps=64",
-        "ray_kwargs.ray_init.num_cpus=100",
-        "+ray_kwargs.ray_init.num_gpus=8",
-        name=f"llada_8b_{name}",
-        folder_key=None,
-    )
-    assert preflight(composed)
-    assert composed.algorithm.estimation.mu == 12 and composed.actor_rollout_ref.rollout.n == 6

@@ -72,8 +72,9 @@ class Scorer:
             image: (H, W, 3) uint8 where one was made.
 
         Returns:
-            `score`, `acc` (None where the task has no right answer), `reward` (the components), and `failure`: None,
-            `timed_out`, `sandbox_lost` or `error`.
+            `score` (None where it failed), `acc` (None where the task has no right answer), `reward` (the components;
+            of an image those whose own scorer did not fail), and `failure`: None, `timed_out`, `sandbox_lost` or
+            `error`.
 
         Raises:
             ValueError: nobody can score the problem's task.
@@ -81,16 +82,20 @@ class Scorer:
         result = await self.manager.run_single(rollout_of(problem, token_ids, image))
         info = result["reward_extra_info"]
         kinds = [kind for name, kind in FAILURES.items() if info.get(name)]
+        failure = [*kinds, "error"][0] if info["reward_failed"] else None
         return {
-            "score": result["reward_score"],
+            "score": result["reward_score"] if failure is None else None,
             "acc": info.get("acc"),
-            "reward": {
-                name: value
-                for name, value in info.items()
-                if name not in _NOT_COMPONENTS and not name.endswith(("_failed", "_latency_s", "_batch_size"))
-            },
-            "failure": [*kinds, "error"][0] if info["reward_failed"] else None,
+            "reward": _components(info, failure),
+            "failure": failure,
         }
+
+
+def _components(info: Mapping[str, float], failure: str | None) -> dict[str, float]:
+    scorers = [name.removesuffix("_failed") for name in info if name.endswith("_failed") and name != "reward_failed"]
+    if scorers:
+        return {name: info[name] for name in scorers if not info[f"{name}_failed"]}
+    return {} if failure else {name: value for name, value in info.items() if name not in _NOT_COMPONENTS}
 
 
 def rollout_of(problem: Problem, token_ids: list[int], image: np.ndarray | None) -> DataProto:

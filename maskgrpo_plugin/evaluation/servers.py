@@ -8,7 +8,8 @@ from verl.utils.device import get_device_name
 from verl.workers.config import HFModelConfig
 from verl.workers.rollout.replica import TokenOutput
 
-from maskgrpo_plugin.config import DiffusionRolloutConfig
+from maskgrpo_plugin.config import DiffusionRolloutConfig, ImageSettings, SamplerSettings
+from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.families import FAMILIES
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, TransformersServer
 
@@ -24,6 +25,46 @@ def is_diffusion(path: str) -> bool:
 def load_model_config(path: str) -> HFModelConfig:
     """verl's model section of a transformers folder or hub name, with its config and tokenizer."""
     return HFModelConfig(path=path, override_config={"attn_implementation": "sdpa"})
+
+
+def rollout_config(
+    sampler: SamplerSettings,
+    *,
+    response_length: int,
+    temperature: float,
+    batch_size: int,
+    dtype: str | None = None,
+    image: ImageSettings | None = None,
+    check_sampler: bool = True,
+) -> DiffusionRolloutConfig:
+    """The rollout section of servers that load their weights themselves.
+
+    Args:
+        sampler: of a diffusion model.
+        response_length: tokens of a text response.
+        temperature: 0 for greedy.
+        batch_size: most requests a batch.
+        dtype: torch's name of one; None: float32 on the CPU, else bfloat16.
+        image: of models that draw.
+        check_sampler: False for an autoregressive checkpoint, which has none.
+
+    Raises:
+        SamplerOptionError: an option that the sampler refuses.
+    """
+    if check_sampler:
+        options = sampler.options(response_length=response_length, temperature=temperature, stop_token_ids=())
+        build_sampler(sampler.name, **options)
+    return DiffusionRolloutConfig(
+        name="masked_diffusion",
+        load_format="auto",
+        dtype=dtype or ("float32" if get_device_name() == "cpu" else "bfloat16"),
+        temperature=temperature,
+        response_length=response_length,
+        max_num_seqs=batch_size,
+        tensor_model_parallel_size=1,
+        sampler=sampler,
+        image=image or ImageSettings(),
+    )
 
 
 class ServerPool:

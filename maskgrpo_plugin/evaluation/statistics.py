@@ -59,7 +59,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], ks: Sequence[int] = ()) -> list
         - `failures`: generations whose scorer failed. They count as wrong, so `accuracy` is a lower bound;
         - `accuracy`: mean of `acc`, with `accuracy_low` and `accuracy_high`, Wilson's 95 % interval with the prompts as
           trials: samples of one prompt are not independent, and a share (sudoku) varies less than a yes or no;
-        - `score`: mean reward; and `reward`: means of its components over the generations that were scored;
+        - `score`: mean reward; and `reward`: means of its components, over the generations that have them;
         - `effective_tokens`: mean tokens before the first stop token; `model_calls`: mean forward passes; their ratio
           `calls_per_token`, None where there is no token;
         - `pass@k` for each k.
@@ -100,9 +100,8 @@ def _summary(source: str, length: int, rows: Sequence[Mapping[str, Any]], ks: Se
 
 
 def _component_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    scored = [row["reward"] for row in rows if row["failure"] is None and row["reward"]]
-    names = list(dict.fromkeys(name for reward in scored for name in reward))
-    return {name: _mean(reward[name] for reward in scored if name in reward) for name in names}
+    names = list(dict.fromkeys(name for row in rows for name in row["reward"]))
+    return {name: _mean(row["reward"][name] for row in rows if name in row["reward"]) for name in names}
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -124,6 +124,14 @@ def test_an_autoregressive_checkpoint_goes_through_its_own_server(tiny_run, tmp_
     assert float(line[4]) == pytest.approx(summaries[0]["accuracy"], abs=5e-4)
 
 
+def test_a_task_is_prepared_by_its_name(tiny_run, tmp_path):
+    model = ["--model", str(tiny_run / "model"), "--tasks", "arithmetic", "--limit", "2"]
+    assert main([*model, "--output-dir", str(tmp_path), "--lengths", "8", "--batch-size", "4"]) == 0
+    rows = read(tmp_path)
+    assert set(rows) == {("arithmetic/0", 8, 0), ("arithmetic/1", 8, 0)}
+    assert (tmp_path / "data" / "arithmetic" / "validation.parquet").is_file()
+
+
 def test_a_scorer_that_raises_or_hangs_is_counted_and_nothing_is_lost(tiny_run, tmp_path):
     faulty = tmp_path / "faulty.py"
     faulty.write_text(

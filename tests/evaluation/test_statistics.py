@@ -47,13 +47,13 @@ def test_the_summary_counts_failures_as_wrong_and_prompts_as_trials():
     rows = [
         row("a", 0, 1.0, reward={"correct": 2.0}),
         row("a", 1, 0.0, reward={"correct": 0.0}),
-        row("b", 0, 0.0, failure="timed_out", effective_tokens=0),
+        row("b", 0, 0.0, failure="timed_out", score=None, effective_tokens=0),
         row("b", 1, 0.0, reward={"correct": 1.0}),
         row("c", 0, 1.0, length=16),
     ]
     short, long = summarise(rows, ks=(1, 2))
     assert (short["prompts"], short["generations"], short["failures"]) == (2, 4, 1)
-    assert short["accuracy"] == 0.25
+    assert short["accuracy"] == 0.25 and short["score"] == pytest.approx(1 / 3)
     assert (short["accuracy_low"], short["accuracy_high"]) == wilson_interval(0.25, 2)
     assert short["pass@1"] == 0.25 and short["pass@2"] == 0.5
     assert short["reward"] == {"correct": 1.0}

@@ -1,0 +1,54 @@
+"""Every config that is shipped composes and passes the checks of a run's start, with a small checkpoint put in."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+import ranks
+
+from maskgrpo_plugin.validation import preflight
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PARTS = ("cpu", "maskgrpo_base", "mmada_8b")  # what others are made of
+SCORER = f"{Path(__file__).parent}/e2e/brightness.py:Brightness"
+
+
+def small(folder, model):
+    """Overrides that put a small model and its data into a config."""
+    return [
+        f"actor_rollout_ref.model.path={folder}/{model}",
+        f"data.train_files={folder}/data/train.parquet",
+        f"data.val_files={folder}/data/validation.parquet",
+        "ray_kwargs.ray_init.num_cpus=100",
+        "++ray_kwargs.ray_init.num_gpus=8",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem not in PARTS))
+def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, name):
+    plain = ranks.compose_config("", name=name, folder_key=None)
+    if plain.reward.reward_manager.name == "maskgrpo_image":
+        scorers = OmegaConf.to_container(plain.reward.image.scorers, resolve=False)
+        overrides = [
+            *small(tiny_digits, "model"),
+            f"actor_rollout_ref.rollout.image.tokenizer_path={tiny_digits}/vq",
+            *(f"reward.image.scorers.{scorer}=null" for scorer in scorers),
+            f"+reward.image.scorers.bright={{factory: '{SCORER}'}}",
+            "data.max_prompt_length=16",
+            "data.max_response_length=17",
+        ]
+    else:
+        is_diffusion = plain.actor_rollout_ref.model.model_type == "masked_diffusion"
+        overrides = small(tiny_run, "model" if is_diffusion else "model_ar")
+        if name.startswith("llada_8b"):
+            length = plain.data.max_response_length // 4
+            steps = plain.actor_rollout_ref.rollout.sampler.steps // 4
+            overrides += ["data.max_prompt_length=64", f"data.max_response_length={length}"]
+            overrides += [f"actor_rollout_ref.rollout.sampler.steps={steps}"]
+    config = ranks.compose_config("", *overrides, name=name, folder_key=None)
+    assert preflight(config)
+    if name.startswith("llada_8b"):
+        assert config.algorithm.estimation.mu == 12 and config.actor_rollout_ref.rollout.n == 6
