@@ -15,7 +15,7 @@ case $role in
   head)
     (start_head "$address") &
     head=$!
-    trap 'kill "$head" 2>/dev/null; wait "$head" || true' EXIT
+    trap 'kill "$head" 2>/dev/null || true; wait "$head" || true' EXIT
     wait_for_nodes "$address" "${NODES:?number of machines}"
     train "$address" "$NODES" "$@"
     ;;
