@@ -3,6 +3,8 @@
 # Ray head and workers, and trains on them.
 # Reads PYTHON (python), RAY_PORT (6379), RAY_TMPDIR (Ray's own folder, a short path), RAY_ARGS (further arguments of
 # `ray start`; on the CPU "--num-cpus=16 --num-gpus=1", where the latter counts training ranks) and CONFIG.
+# Ray 2.60 lets only those in who know the cluster's token: RAY_AUTH_TOKEN, the same on all machines.
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 python=${PYTHON:-python} port=${RAY_PORT:-6379}
 read -r -a ray_arguments <<<"--disable-usage-stats ${RAY_TMPDIR:+--temp-dir=$RAY_TMPDIR} ${RAY_ARGS:-}"
 
