@@ -16,6 +16,8 @@ from typing import Any
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
 from maskgrpo_plugin.diffusion.samplers import SAMPLERS, SamplerOptionError
+from maskgrpo_plugin.diffusion.samplers.cache import CACHES
+from maskgrpo_plugin.diffusion.samplers.parallel import PARALLEL
 from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import ORDERINGS
 from maskgrpo_plugin.errors import ConfigError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
@@ -184,6 +186,10 @@ def length_config(options: argparse.Namespace, length: int, steps: int, *, is_di
         block_length=options.block_length or min(DEFAULT_BLOCK, length),
         ordering=options.ordering,
         cfg_scale=options.cfg_scale,
+        cache=options.cache,
+        parallel=options.parallel,
+        threshold=options.threshold,
+        factor=options.factor,
     )
     try:
         return rollout_config(
@@ -293,6 +299,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--block-length", type=_positive, help=f"default: {DEFAULT_BLOCK}, or the length where shorter")
     how.add_argument("--ordering", choices=ORDERINGS, default="low_confidence")
+    how.add_argument("--cache", choices=CACHES, default="none", help="approximate where not none")
+    how.add_argument("--parallel", choices=PARALLEL, default="none", help="approximate where not none")
+    how.add_argument("--threshold", type=_not_negative, default=0.9, help="of --parallel, a probability")
+    how.add_argument("--factor", type=_not_negative, default=1.0, help="of --parallel factor")
     how.add_argument("--temperature", type=_not_negative, default=0.0)
     how.add_argument("--cfg-scale", type=_not_negative, default=0.0, help="weight of the guidance, 0 for none")
     how.add_argument("--samples", type=_positive, default=1, help="generations of each prompt")
