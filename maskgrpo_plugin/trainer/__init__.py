@@ -1,1 +1,3 @@
-"""The registered trainer, its advantage estimators and policy losses."""
+"""The registered trainers, their advantage estimators and policy losses; for the import see `maskgrpo_plugin.workers`."""
+
+import verl  # noqa: F401
