@@ -1,3 +1,6 @@
-"""The registered trainers, their advantage estimators and policy losses; for the import see `maskgrpo_plugin.workers`."""
+"""The registered trainers, their advantage estimators and policy losses.
+
+verl is imported first; see `maskgrpo_plugin.workers`.
+"""
 
 import verl  # noqa: F401
