@@ -215,6 +215,26 @@ def test_parallel_decoding_saves_steps_and_never_takes_more(rule):
     assert int(alone.row_model_calls[0]) == int(parallel.row_model_calls[1])
 
 
+@pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical"])
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_parallel_decoding_leaves_revealed_tokens_alone(rule, cache):
+    # several tokens a step: a row may have fewer left than the step's number while another has more
+    model, unequal = make_model(2), 0
+    sampler = text(steps=6, block_length=6, parallel=rule, threshold=0.5, factor=1.2, cache=cache)
+    for seed in range(12):
+        ids = torch.randint(0, MASK, (4, 5), generator=torch.Generator().manual_seed(seed))
+        seen = []
+        output = sampler.generate(
+            model, ids, mask_token_id=MASK, on_step=lambda _, tokens, seen=seen: seen.append(tokens)
+        )
+        unequal += output.row_model_calls.unique().numel() > 1
+        for before, after in itertools.pairwise(seen):
+            visible = before != MASK
+            assert torch.equal(before[visible], after[visible])
+        assert (seen[-1] != MASK).all() and torch.equal(seen[-1], output.sequences)
+    assert unequal > 3
+
+
 def test_nothing_is_certain_enough_for_a_threshold_of_one():
     ids, mask = padded_prompts()
     model = make_model(2)

@@ -197,7 +197,7 @@ class SemiAutoregressiveSampler(Sampler):
             own = rows_of(state.generator, block.rows)
             chosen, scores = self._choose(logits, block.left, own, state.mask_token_id)
             scores = scores.masked_fill(~block.valid, float("-inf"))
-            revealed = top_k_per_row(scores, torch.tensor(counts, device=scores.device))
+            revealed = top_k_per_row(scores, torch.tensor(counts, device=scores.device)) & block.valid
             if self.parallel != "none":
                 revealed = revealed | reveal_more(
                     self.parallel, scores, columns, block.valid, threshold=self.threshold, factor=self.factor
