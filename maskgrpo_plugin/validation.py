@@ -169,8 +169,6 @@ def _check_unsupported(config: DictConfig) -> None:
             arr.actor.ulysses_sequence_parallel_size,
             "use 1: sequence parallelism is not offered for masked diffusion",
         )
-    if arr.model.get("lora_rank", 0) > 0 and not arr.model.lora.get("merge", False):
-        raise _error("actor_rollout_ref.model.lora.merge", False, "use true: the rollout takes merged weights")
 
 
 def _check_model(config: DictConfig) -> None:

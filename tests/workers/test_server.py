@@ -10,12 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from maskgrpo_plugin.workers.rollout.server import (
-    DiffusionServer,
-    TransformersServer,
-    allocate_parameters,
-    release_parameters,
-)
+from maskgrpo_plugin.workers.rollout.model_weights import allocate_parameters, release_parameters
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, TransformersServer
 from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
 
 PROMPTS = [[1, 10, 11, 19, 12, 13, 21], [1, 10, 19, 12, 21], [1, 14, 15, 16, 19, 12, 13, 17, 21], [1, 10, 11, 19, 12]]

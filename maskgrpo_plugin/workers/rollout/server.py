@@ -18,31 +18,10 @@ from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.workers.rollout.batching import DynamicBatcher, Request
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, pad_left
-from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
+from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate_parameters, serves_adapter
+from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
 
 logger = logging.getLogger(__name__)
-
-
-def allocate_parameters(model: Any, device: torch.device) -> None:
-    """Give parameters on the meta device uninitialised memory on `device`; buffers (such as rotary frequencies, which
-    no weight sync sends) move there with their values.
-    """
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device=device), False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.to(device)
-    model.tie_weights()
-
-
-def release_parameters(model: Any) -> None:
-    """Free the memory of the parameters; buffers stay."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), False)
 
 
 class RolloutServer:
@@ -63,15 +42,23 @@ class RolloutServer:
         self.stop_token_ids = stop_token_ids(self.tokenizer)
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self.global_steps: int | None = None
-        self.received: set[str] = set()
         self.model: Any = self._load_model()
-        self.has_weights = self.config.load_format != "dummy"
+        self.weights = ModelWeights(
+            self.model,
+            loaded=self.config.load_format != "dummy",
+            outlives_sleep=serves_adapter(self.model_config),
+        )
         self.batcher = DynamicBatcher(
             self._run,
             max_batch=self.config.max_num_seqs,
             max_wait_s=self.config.max_wait_ms / 1000,
             quiet_s=self.config.quiet_ms / 1000,
         )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model can generate."""
+        return self.weights.ready
 
     def _load_model(self) -> torch.nn.Module:
         dtype = PrecisionType.to_dtype(self.config.dtype)
@@ -155,45 +142,32 @@ class RolloutServer:
     ) -> list[TokenOutput]:
         raise NotImplementedError
 
-    async def receive_bucket(self, bucket: Bucket) -> None:
-        """Copy one bucket of the actor's weights; the last one lets generation run again.
+    async def receive_bucket(
+        self, bucket: Bucket, peft_config: dict[str, Any] | None = None, base_sync_done: bool = True
+    ) -> None:
+        """Copy one bucket of the actor's weights; the one that completes them lets generation run again.
 
-        Raises:
-            KeyError: a tensor that the model does not have.
-            RuntimeError: some of the model's parameters were not sent.
+        Args:
+            bucket: as delivered.
+            peft_config, base_sync_done: verl's, see `ModelWeights.receive`, also for the errors.
         """
         await self.batcher.pause()
-        targets = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-
-        def copy(name: str, tensor: torch.Tensor) -> None:
-            if name not in targets:
-                raise KeyError(f"weight sync sent {name!r}, which the rollout model does not have")
-            targets[name].copy_(tensor)
-            self.received.add(name)
-
-        with torch.no_grad():
-            read_bucket(bucket, copy)
-        if not bucket.is_last:
-            return
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        missing = {name for name, _ in self.model.named_parameters()} - self.received - tied
-        self.received.clear()
-        if missing:
-            raise RuntimeError(f"weight sync left out {len(missing)} parameters, among them {sorted(missing)[:5]}")
-        self.has_weights = True
-        self.batcher.resume()
+        if self.weights.receive(bucket, peft_config, base_sync_done):
+            self.batcher.resume()
 
     async def wake_up(self, tags: list[str] | None = None) -> None:
-        """Take device memory for the weights again; on a GPU they are valid after the next weight sync."""
-        if next(self.model.parameters()).is_meta:
-            allocate_parameters(self.model, self.device)
+        """Take device memory for the weights again. Those under a LoRA adapter come back from host memory with their
+        values, others are valid after the next weight sync.
+        """
+        self.weights.restore(self.device)
 
     async def sleep(self) -> None:
-        """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU)."""
+        """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU, nor
+        with `rollout.free_cache_engine=false`).
+        """
         await self.batcher.pause()
-        if self.device.type != "cpu":
-            release_parameters(self.model)
-            self.has_weights = False
+        if self.device.type != "cpu" and self.config.free_cache_engine:
+            self.weights.release()
             get_torch_device().empty_cache()
 
     async def set_global_steps(self, global_steps: int) -> None:
