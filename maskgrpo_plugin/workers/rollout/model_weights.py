@@ -158,7 +158,7 @@ class ModelWeights:
             raise RuntimeError(f"weight sync left out {len(missing)} {kind}, among them {missing[:5]}")
 
     def release(self) -> None:
-        """Free the parameters' memory. A base that no sync sends again, and its adapter, are kept in host memory (pinned
+        """Free the parameters' memory. A base that no sync sends again is kept in host memory with its adapter (pinned
         for a GPU); the base is copied there once.
         """
         if self._is_released:
