@@ -204,6 +204,17 @@ def test_base_and_adapter_survive_a_sleep_that_frees_their_memory(tiny_run, cls,
     assert_serves(server, later)
 
 
+@pytest.mark.parametrize("frees", [True, False])
+def test_a_sleep_beside_training_frees_memory_unless_told_not_to(tiny_run, frees):
+    server = make_server(tiny_run, DiffusionServer, f"actor_rollout_ref.rollout.free_cache_engine={frees}")
+    server.device = torch.device("cuda:0")  # only told to the server: on the CPU it frees nothing
+    run(server.sleep())
+    assert server.has_weights == (not frees)
+    server.device = torch.device("cpu")
+    run(server.wake_up())
+    assert server.has_weights
+
+
 def test_merged_weights_are_forgotten_in_a_sleep(tiny_run):
     server = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.model.lora.merge=true")
     server.weights.release()
