@@ -3,8 +3,7 @@
   python benchmarks/weight_sync.py --sizes 256x4 512x8 --rank 128
 
 The rank and the server are processes of their own, with verl's own `update_weights` between them. The first sync of the
-adapter also sends the base; a later one is the fastest of `--repeats`. `forward s` is the server's pass over a canvas,
-which an adapter beside its base makes longer.
+adapter also sends the base; a later one is the fastest of `--repeats`. `forward s` is the server's pass over a canvas.
 """
 
 import argparse

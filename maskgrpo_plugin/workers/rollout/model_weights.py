@@ -1,14 +1,15 @@
 """The weights of a rollout model: received whole, or once as a base and then as a LoRA adapter; kept during a sleep.
 
-The adapter stays beside the base, in peft's own layers, as in training. Merging it into the base on receipt would spare
-two small products a layer, but in bfloat16 it rounds away updates that are small beside a weight, and taking it out
-again does not give the base back exactly. `actor_rollout_ref.model.lora.merge=true` has merged weights sent instead.
+peft merges each adapter into the base, so that generation costs no more than without one. Before the next adapter the
+base's own values are copied back from host memory: peft's unmerging would not give them back exactly.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel, get_peft_config, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
@@ -46,8 +47,8 @@ def release_parameters(model: Any) -> None:
 class ModelWeights:
     """What a rollout model holds, and whether it can generate.
 
-    A sync brings all parameters (of a model without an adapter, or with the adapter merged in), or verl's two parts of
-    a model with an adapter: the base, and after it, and at every later sync, the adapter alone.
+    A sync brings all parameters (of a model without an adapter, or merged by the sender), or verl's two parts of a
+    model with an adapter: the base, and after it, and at every later sync, the adapter alone.
 
     Args:
         model: in evaluation mode.
@@ -98,6 +99,7 @@ class ModelWeights:
         try:
             targets = self._targets(part, peft_config)
             with torch.no_grad():
+                self._unmerge()
                 read_bucket(bucket, lambda name, tensor: self._copy(targets, name, tensor))
             if not bucket.is_last:
                 return False
@@ -106,7 +108,9 @@ class ModelWeights:
             self._received.clear()
             raise
         self._received.clear()
-        if part != "adapter":
+        if part == "adapter":
+            self._merge()
+        else:
             self._has_base = True
             self._host.clear()
         self.complete = part != "base"
@@ -134,6 +138,23 @@ class ModelWeights:
         self.model.eval().requires_grad_(False)
         return adapter
 
+    def _merge(self) -> None:
+        """Have peft add the adapter to the base, whose own values host memory keeps."""
+        self._keep((name, parameter) for name, parameter in self.model.named_parameters() if ".base_layer." in name)
+        with torch.no_grad():
+            self._adapter.merge_adapter()  # type: ignore[union-attr]
+
+    def _unmerge(self) -> None:
+        """Give the base its own values back where an adapter is merged into it."""
+        for name, layer in self._merged_layers():
+            for key, parameter in layer.base_layer.named_parameters():
+                parameter.copy_(self._host[f"{name}.{key}"])
+            layer.merged_adapters.clear()
+
+    def _merged_layers(self) -> list[tuple[str, Any]]:
+        layers = self.model.named_modules()
+        return [(name, layer) for name, layer in layers if isinstance(layer, BaseTunerLayer) and layer.merged]
+
     def _copy(self, targets: dict[str, Tensor], name: str, tensor: Tensor) -> None:
         name = _base_name(name)
         if name not in targets:
@@ -158,29 +179,31 @@ class ModelWeights:
             raise RuntimeError(f"weight sync left out {len(missing)} {kind}, among them {missing[:5]}")
 
     def release(self) -> None:
-        """Free the parameters' memory. A base that no sync sends again is kept in host memory with its adapter (pinned
-        for a GPU); the base is copied there once.
-        """
+        """Free the parameters' memory. A base that no sync sends again is kept in host memory, with its adapter."""
         if self._is_released:
             return
         if self._outlives_sleep and self._has_base:
-            self._copy_to_host()
+            self._keep(self.model.named_parameters())
         else:
             self.complete = self._has_base = False
         release_parameters(self.model)
+        for _, layer in self._merged_layers():
+            layer.merged_adapters.clear()
 
-    def _copy_to_host(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            place = self._host.get(_base_name(name))
-            if place is None:
-                place = torch.empty(parameter.shape, dtype=parameter.dtype, pin_memory=parameter.is_cuda)
-                self._host[_base_name(name)] = place
-            elif "lora_" not in name:
+    def _keep(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy parameters to host memory (pinned for a GPU); those of the base once, since no sync changes them."""
+        for name, parameter in parameters:
+            key = _base_name(name)
+            if key in self._host and "lora_" not in name:
                 continue
-            place.copy_(parameter)
+            if key not in self._host:
+                self._host[key] = torch.empty(parameter.shape, dtype=parameter.dtype, pin_memory=parameter.is_cuda)
+            self._host[key].copy_(parameter)
 
     def restore(self, device: torch.device) -> None:
-        """Give the parameters memory on `device` again, with the values that `release` kept."""
+        """Give the parameters memory on `device` again, with the values that `release` kept. The adapter is beside its
+        base until the next sync.
+        """
         if not self._is_released:
             return
         allocate_parameters(self.model, device)
