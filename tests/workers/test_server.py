@@ -56,6 +56,25 @@ def test_an_answer_does_not_depend_on_what_it_is_batched_with(tiny_run, cls, tem
         assert server.model.config.mask_token_id not in {token for answer in alone for token in answer}
 
 
+def test_waiting_requests_take_the_places_of_rows_that_ended(tiny_run):
+    server = make_server(tiny_run)
+    narrow = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.max_num_seqs=2")
+    numbers = [2, 0, 1, 3, 0, 1, 2]
+
+    async def go():
+        server.stop_token_ids = []
+        first_blocks = [answer[:4] for answer in await ask(server, range(4), 1.0)]
+        some = [token for block in first_blocks for token in block if not all(token in b for b in first_blocks)]
+        server.stop_token_ids = narrow.stop_token_ids = some[:1]
+        alone = [(await ask(server, [n], 1.0))[0] for n in range(4)]
+        return alone, await ask(narrow, numbers, 1.0), narrow.batcher.metrics
+
+    alone, together, metrics = run(go())
+    assert together == [alone[n] for n in numbers]
+    assert metrics.requests == len(numbers) and metrics.batches < 4
+    assert metrics.summary(2)["batch_fill"] > 0.8
+
+
 def test_another_seed_gives_another_answer(tiny_run):
     server = make_server(tiny_run)
 
