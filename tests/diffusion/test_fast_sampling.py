@@ -125,12 +125,16 @@ def test_a_window_attends_to_what_the_cache_knows(cache):
     sampled = text(cache=cache, steps=6).generate(model, ids, mask, mask_token_id=MASK)
     canvas = torch.cat([ids, torch.full((3, 12), MASK)], dim=1)
     attended = torch.cat([mask, torch.ones(3, 12, dtype=mask.dtype)], dim=1)
+    plain = {
+        "attention_mask": attended.bool()[:, None, None, :].expand(-1, 1, 18, -1),
+        "position_ids": (attended.cumsum(-1) - 1).clamp(min=0),
+    }
     first = model.model.transformer["blocks"][0]
 
     def hidden_after_first_layer(tokens):
         kept = []
         hook = first.register_forward_hook(lambda *args: kept.append(args[2]))
-        model(tokens, attention_mask=attended)
+        model(tokens, **plain)
         hook.remove()
         return kept[0]
 
@@ -143,7 +147,7 @@ def test_a_window_attends_to_what_the_cache_knows(cache):
                 mixed = start.clone()
                 mixed[:, low:high] = hidden_after_first_layer(canvas)[:, low:high]
                 hook = first.register_forward_hook(lambda *args, mixed=mixed: mixed)
-                logits = model(canvas, attention_mask=attended).logits
+                logits = model(canvas, **plain).logits
                 hook.remove()
                 logits[..., MASK] = -torch.inf
                 confidence, guess = logits.softmax(-1).max(-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers.base import (
     OnStep,
     SamplerOptionError,
@@ -154,7 +155,8 @@ class SemiAutoregressiveDecoder:
     def decode_block(self) -> None:
         """Decode the next block of every row that has not ended.
 
-        Within a block the device is waited for only where `parallel` makes the number of revealed tokens its business.
+        Within a block the device is waited for only where `parallel` makes the number of revealed tokens its business,
+        and where rows that are left have to be packed anew.
         """
         sampler = self.sampler
         places = [n for n, row in enumerate(self.rows) if not row.ended]
@@ -261,6 +263,7 @@ class _Block:
         self.quotas = reveal_quota(torch.tensor(self.left), steps)
         self.cache = None if self.sampler.cache == "none" else BlockCache()
         self.valid = torch.empty(0)
+        self.packing: tuple[int, Packing | None] | None = None
 
     def keep(self, step: int) -> None:
         """Go on with the rows that reveal something at this step."""
@@ -275,6 +278,7 @@ class _Block:
         self.index, self.tokens = self.index[index], self.tokens[index]
         self.low, self.first_step = self.low[index], self.first_step[index]
         self.mask = None if self.mask is None else self.mask[index]
+        self.packing = None
         if self.cache is not None:
             guided = torch.cat([index, index + before])
             self.cache.keep(guided if self.sampler.cfg_scale > 0 else index)
@@ -325,13 +329,23 @@ class _Block:
     def _forward(self, tokens: Tensor, mask: Tensor | None, columns: Tensor) -> Tensor:
         model = self.decoder.model
         if self.cache is None:
-            return logits_of_columns(model, tokens, mask, columns)
+            mask, packed = self._packed(mask)
+            return logits_of_columns(model, tokens, mask, columns, **packed)
         first, last = 0, tokens.shape[1]
         if self.cache.filled:
             first = last - self.decoder.response_length + self.rows[0].block * self.decoder.block_length
             last = min(first + self.decoder.block_length, last) if self.sampler.cache == "dual" else last
         options = {"cache": self.cache, "first_column": first}
         return logits_of_columns(model, tokens[:, first:last], mask, columns - first, **options)
+
+    def _packed(self, mask: Tensor | None) -> tuple[Tensor | None, dict[str, Packing]]:
+        """The mask and its packing as the model takes them, kept while the rows stay; shared rows are fewer."""
+        if mask is None or not getattr(self.decoder.model, "supports_packing", False):
+            return mask, {}
+        if self.packing is None or self.packing[0] != mask.shape[0]:
+            self.packing = mask.shape[0], Packing.of(mask)
+        packing = self.packing[1]
+        return (None, {}) if packing is None else (mask, {"packing": packing})
 
     def write(self, columns: Tensor, chosen: Tensor, revealed: Tensor, counts: list[int], step: int) -> None:
         """Put the `revealed` (N, K) tokens, `counts[n]` of row n, into the batch and the canvas."""
