@@ -143,7 +143,7 @@ class SamplerSettings(BaseConfig):
         schedule: noise schedule of the image samplers.
         early_stop: stop decoding a response after the block that holds its end token.
         cache: `none`, `prefix` or `dual`, approximate where not `none`; see `SemiAutoregressiveSampler`.
-        parallel: `none`, `threshold`, `factor` or `hierarchical`, approximate where not `none`; see `reveal_more`.
+        parallel: `none`, `threshold`, `factor`, `hierarchical` or `credit`; see `reveal_more`. Approximate but `none`.
         threshold: of `parallel`, a probability in (0, 1].
         factor: of `parallel=factor`, above 0.
     """

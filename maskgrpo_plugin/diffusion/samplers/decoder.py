@@ -15,10 +15,12 @@ from maskgrpo_plugin.diffusion.samplers.base import (
     OnStep,
     SamplerOptionError,
     SamplerOutput,
+    ban,
     logits_of_columns,
     top_k_per_row,
 )
 from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
+from maskgrpo_plugin.diffusion.samplers.credit import TraceCredit
 from maskgrpo_plugin.diffusion.samplers.parallel import reveal_more
 
 if TYPE_CHECKING:
@@ -172,6 +174,9 @@ class SemiAutoregressiveDecoder:
             self.model_calls += 1
             for row in block.rows:
                 row.calls += 1
+            if block.credit is not None:
+                logits = ban(logits, (self.mask_token_id, *sampler.forbidden_token_ids))
+                logits = block.credit.fuse(logits, columns - block.low, block.valid)
             own = [row.generator for row in block.rows]
             chosen, scores = sampler.choose(logits, block.left, own, self.mask_token_id)
             scores = scores.masked_fill(~block.valid, float("-inf"))
@@ -262,6 +267,9 @@ class _Block:
         steps = torch.tensor([decoder.block_steps(row.block) for row in self.rows])
         self.quotas = reveal_quota(torch.tensor(self.left), steps)
         self.cache = None if self.sampler.cache == "none" else BlockCache()
+        self.credit: TraceCredit | None = None
+        if self.sampler.parallel == "credit":
+            self.credit = TraceCredit(len(places), decoder.block_length, device)
         self.valid = torch.empty(0)
         self.packing: tuple[int, Packing | None] | None = None
 
@@ -279,6 +287,8 @@ class _Block:
         self.low, self.first_step = self.low[index], self.first_step[index]
         self.mask = None if self.mask is None else self.mask[index]
         self.packing = None
+        if self.credit is not None:
+            self.credit.keep(index)
         if self.cache is not None:
             guided = torch.cat([index, index + before])
             self.cache.keep(guided if self.sampler.cfg_scale > 0 else index)
