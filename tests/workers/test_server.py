@@ -1,6 +1,7 @@
 """The rollout servers: a request's answer depends on the request alone; weights arrive whole or not at all."""
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def make_server(folder, cls=DiffusionServer, *overrides):
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
+    return asyncio.run(asyncio.wait_for(coroutine, 240))
 
 
 async def ask(server, numbers, temperature):
@@ -73,6 +74,16 @@ def test_waiting_requests_take_the_places_of_rows_that_ended(tiny_run):
     assert together == [alone[n] for n in numbers]
     assert metrics.requests == len(numbers) and metrics.batches < 4
     assert metrics.summary(2)["batch_fill"] > 0.8
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_layers_give_the_same_answers(tiny_run):
+    plain = make_server(tiny_run)
+    compiled = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.compile=true")
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    assert run(ask(compiled, [0, 1], 0.0)) == run(ask(plain, [0, 1], 0.0))
+    assert graphs["unique_graphs"] > before
 
 
 def test_another_seed_gives_another_answer(tiny_run):

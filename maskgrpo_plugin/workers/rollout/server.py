@@ -45,6 +45,13 @@ def release_parameters(model: Any) -> None:
                 module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), False)
 
 
+def compile_layers(model: Any) -> None:
+    """Compile each of the model's repeated layers (`_no_split_modules`) by itself, for any shape, when first called."""
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            module.compile(dynamic=True)
+
+
 class RolloutServer:
     """What both servers share: the model, its weights' life, and the queue.
 
@@ -237,6 +244,8 @@ class DiffusionServer(RolloutServer):
         super().__init__(config, model_config, replica_rank)
         family: Any = build_family(self.model_config.hf_config, self.tokenizer)
         self.family = family
+        if self.config.compile:
+            compile_layers(self.model)
         self.image_decoder: Any = None
         if self.config.image.tokenizer_path:
             self.image_decoder = ImageDecoder(self.config.image.tokenizer_path, family, self.device)
