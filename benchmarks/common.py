@@ -31,8 +31,12 @@ class Measured:
     result: Any
 
 
-def make_model(size: str, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LLaDAModelLM:
-    """A LLaDA with random weights, in evaluation mode; `size` is a key of `SIZES`, mask and end token the last ids."""
+def make_model(
+    size: str, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int = 0, attention: str = "sdpa"
+) -> LLaDAModelLM:
+    """A LLaDA with random weights, in evaluation mode; `size` is a key of `SIZES`, mask and end token the last ids,
+    `attention` transformers' name of the implementation.
+    """
     width, layers, heads, inner = SIZES[size]
     config = LLaDAConfig(
         d_model=width,
@@ -47,6 +51,7 @@ def make_model(size: str, vocabulary: int, device: torch.device, dtype: torch.dt
         pad_token_id=vocabulary - 2,
         max_sequence_length=4096,
         init_std=0.02 if width >= 1024 else 0.06,
+        attn_implementation=attention,
     )
     torch.manual_seed(seed)
     with torch.device(device):
@@ -57,6 +62,25 @@ def make_model(size: str, vocabulary: int, device: torch.device, dtype: torch.dt
         finally:
             torch.set_default_dtype(before)
     return model.eval()
+
+
+def forward_flops(size: str, vocabulary: int, tokens: int, canvas: int, head_positions: int) -> float:
+    """Floating-point operations of one forward pass: 2 for each weight and token in the layers, 4 · canvas · width for
+    each token's attention in a layer, and 2 for each weight and position of the head.
+    """
+    width, layers, _, inner = SIZES[size]
+    per_token = 2 * (4 * width * width + 3 * width * inner) + 4 * canvas * width
+    return float(tokens * layers * per_token + 2 * head_positions * width * vocabulary)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+    """Operations a second of the fastest of some square matrix products on this device."""
+    best = 0.0
+    for size in (4096, 8192, 16384) if device.type == "cuda" else (1024, 2048):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        seconds = side_by_side({"product": lambda a=a, b=b: a @ b}, device, repeats)["product"].seconds
+        best = max(best, 2 * size**3 / seconds)
+    return best
 
 
 class PeakMemory:

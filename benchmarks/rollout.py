@@ -4,9 +4,12 @@
   python benchmarks/rollout.py --size 8b --canvas 512 --batch 32 --lengths gsm8k       # on a GPU
   python benchmarks/rollout.py --grid                           # canvas 256, 512, 1024 × batch 1, 6, 32 × vocabulary
   python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --requests 36 --lengths gsm8k   # a queue of requests
+  python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --certain 0.25      # and an approximate mode
 
 Tokens are compared up to the first end token. Random weights end nowhere, so answers end where `--lengths` says: `full`
-(nowhere), or `gsm8k` (log-normal, mean half of the response).
+(nowhere), or `gsm8k` (log-normal, mean half of the response). They are certain of nothing either: with `--certain` the
+approximate mode (dual cache, threshold 0.9) is timed on a model that is certain of that share of the masked tokens at
+each call, drawn at random. `approximate.py` has what such modes cost in accuracy.
 """
 
 import argparse
@@ -31,18 +34,29 @@ TARGETS = [  # size, vocabulary, prompt, response, block, steps, batch
 class Ending:
     """A model whose answers end where they are told to: the end token is certain from there on, impossible before.
 
-    A row is known by its first token, since samplers may leave rows out.
+    A row is known by its first token, since samplers may leave rows out; a block cache keeps its length as one layer
+    more. Of other tokens the model is made `certain` of that share at each call.
     """
 
     supports_logits_positions = True
+    supports_block_cache = True
 
-    def __init__(self, model: Any, start: int, lengths: Tensor, end_token_id: int):
+    def __init__(self, model: Any, start: int, lengths: Tensor, end_token_id: int, certain: float = 0.0):
         self.model, self.start, self.lengths, self.end_token_id = model, start, lengths, end_token_id
+        self.certain = certain
+
+    def _lengths(self, tokens: Tensor, cache: Any, first: int) -> Tensor:
+        if cache is None:
+            return self.lengths[tokens[:, 0]]
+        if first == 0:
+            lengths = self.lengths[tokens[:, 0]].view(-1, 1, 1, 1)
+            cache.update(len(cache.keys), lengths, lengths, 0)
+        return cache.keys[-1].flatten()
 
     def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None, logits_positions=None, **options: Any):
         output = self.model(tokens, attention_mask=attention_mask, logits_positions=logits_positions, **options)
         first = options.get("first_column", 0)
-        ends = self.start + self.lengths[tokens[:, 0]].unsqueeze(1)
+        ends = self.start + self._lengths(tokens, options.get("cache"), first).unsqueeze(1)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape) + first
         ended = columns >= ends
         if logits_positions is not None:
@@ -50,6 +64,10 @@ class Ending:
             ended = ended.gather(1, logits_positions) if by_index else ended[logits_positions]
         logits = output.logits
         logits[..., self.end_token_id] = torch.where(ended, 1e4, -1e4).to(logits.dtype)
+        if self.certain:
+            hit = torch.rand(logits.shape[:-1], device=logits.device) < self.certain
+            best = logits.argmax(-1, keepdim=True)
+            logits.scatter_add_(-1, best, (hit * 1e4).unsqueeze(-1).to(logits.dtype))
         return SimpleNamespace(logits=logits)
 
 
@@ -126,7 +144,7 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     size, vocabulary, prompt, response, block, steps, batch = setting
     requests = options.requests or batch
     device, dtype = device_of(options)
-    base = make_model(size, vocabulary, device, dtype)
+    base = make_model(size, vocabulary, device, dtype, attention=options.attention)
     mask, end = base.config.mask_token_id, base.config.eos_token_id
     generator = torch.Generator().manual_seed(2)
     prompts = torch.randint(requests, vocabulary - 2, (requests, prompt), generator=generator)
@@ -146,7 +164,17 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     }
     if options.requests:
         ways["joining"] = lambda: decode_queue(sampler, model, prompts, batch, mask)
+    if options.certain:
+        guessing = Ending(base, prompt, lengths.to(device), end, options.certain)
+        approximate = {"cache": "dual", "parallel": "threshold", "threshold": 0.9}
+        fast = build_sampler("semi_autoregressive", stop_token_ids=(end,), **common, **approximate)
+        ways["approximate"] = lambda: [fast.generate(guessing, p, mask_token_id=mask) for p in prompts.split(batch)]
     measured = side_by_side(ways, device, options.repeats)
+    if options.compile:
+        from maskgrpo_plugin.workers.rollout.server import compile_layers
+
+        compile_layers(base)
+        measured["compiled"] = side_by_side({"compiled": ways["exact"]}, device, options.repeats)["compiled"]
     plain, exact = measured["plain"], measured["exact"]
     line = [
         size,
@@ -168,6 +196,22 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
             f"{joining.seconds:.2f}",
             f"{plain.seconds / joining.seconds:.2f}×",
             f"{agreement(plain.result, joining.result, prompt, end):.4f}",
+        ]
+    if options.certain:
+        fastest = measured["approximate"]
+        calls = torch.cat([output.row_model_calls for output in fastest.result]).sum()
+        decoded = (lengths // block + 1).clamp(max=response // block).sum() * block
+        line += [
+            f"{fastest.seconds:.2f}",
+            f"{plain.seconds / fastest.seconds:.2f}×",
+            f"{decoded / calls:.1f}",
+        ]
+    if options.compile:
+        compiled = measured["compiled"]
+        line += [
+            f"{compiled.seconds:.2f}",
+            f"{plain.seconds / compiled.seconds:.2f}×",
+            f"{agreement(plain.result, compiled.result, prompt, end):.4f}",
         ]
     return line
 
@@ -195,12 +239,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--requests", type=int, help="a queue of so many, also decoded with waiting ones joining")
     parser.add_argument("--lengths", choices=["full", "gsm8k"], default="full")
+    parser.add_argument("--certain", type=float, default=0.0, help="time an approximate mode too, with such a model")
+    parser.add_argument("--compile", action="store_true", help="time the exact mode with compiled layers too")
+    parser.add_argument("--attention", default="sdpa", help="transformers' name: sdpa, flash_attention_2, eager")
     parser.add_argument("--grid", action="store_true", help="all canvases, batches and vocabularies")
     options = parser.parse_args()
     rows = [measure(setting, options) for setting in settings(options)]
     header = ["size", "vocabulary", "canvas", "batch", "block/steps", "mean answer", "plain s", "exact s", "ratio"]
     header += ["plain MiB", "exact MiB", "equal tokens"]
-    write_table(header + (["joining s", "ratio", "equal tokens"] if options.requests else []), rows)
+    header += ["joining s", "ratio", "equal tokens"] if options.requests else []
+    header += ["approximate s", "ratio", "tokens a call"] if options.certain else []
+    header += ["compiled s", "ratio", "equal tokens"] if options.compile else []
+    write_table(header, rows)
 
 
 if __name__ == "__main__":

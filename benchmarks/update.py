@@ -6,13 +6,24 @@
 
 Plain: the head on the whole canvas, cross-entropy in float32 over the response. Ours: the engine's call, head and
 normalisation of masked positions in chunks. Both then take the clipped surrogate and k3 penalty of the masked tokens.
+`TFLOP/s` counts the model's arithmetic, without what gradient checkpointing computes again; `of matrices` is its share
+of the fastest matrix product of this device.
 """
 
 import argparse
 import itertools
 
 import torch
-from common import SIZES, add_device_options, device_of, make_model, side_by_side, write_table
+from common import (
+    SIZES,
+    add_device_options,
+    device_of,
+    forward_flops,
+    make_model,
+    matrix_rate,
+    side_by_side,
+    write_table,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +56,7 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     """One line of the table."""
     size, vocabulary, prompt, response, batch = setting
     device, dtype = device_of(options)
-    model = make_model(size, vocabulary, device, dtype).train()
+    model = make_model(size, vocabulary, device, dtype, attention=options.attention).train()
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if options.frozen_head:
@@ -87,13 +98,18 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     model.zero_grad(set_to_none=True)
     a, b = measured["plain"], measured["ours"]
     difference = max(abs(x - y) / abs(x) for x, y in zip(a.result, b.result, strict=True))
+    masked = int(view.masked.sum())
+    arithmetic = 3 * forward_flops(size, vocabulary, view.noisy.numel(), prompt + response, masked)
+    if options.frozen_head:
+        arithmetic -= 2.0 * masked * SIZES[size][0] * vocabulary
+    rate = arithmetic / b.seconds
     old_ratio = plain_seconds["plain"].seconds / plain_seconds["ours"].seconds
     return [
         size,
         f"{vocabulary}",
         f"{prompt}+{response}",
         f"{batch}",
-        f"{int(view.masked.sum())}",
+        f"{masked}",
         f"{a.seconds:.2f}",
         f"{b.seconds:.2f}",
         f"{a.seconds / b.seconds:.2f}×",
@@ -102,6 +118,8 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
         f"{b.peak_mib:.0f}",
         f"{b.peak_mib / a.peak_mib:.0%}",
         f"{difference:.1e}",
+        f"{rate / 1e12:.2f}",
+        f"{rate / matrix_rate(device, dtype):.0%}",
     ]
 
 
@@ -126,11 +144,12 @@ def main() -> None:
     parser.add_argument("--mask-ratio", type=float, default=0.8, help="share of the response that is masked")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for both")
     parser.add_argument("--frozen-head", action="store_true", help="as under LoRA, for both")
+    parser.add_argument("--attention", default="sdpa", help="transformers' name: sdpa, flash_attention_2, eager")
     parser.add_argument("--grid", action="store_true", help="all canvases, batches and vocabularies")
     options = parser.parse_args()
     rows = [measure(setting, options) for setting in settings(options)]
     header = ["size", "vocabulary", "canvas", "batch", "masked", "plain s", "ours s", "update", "old/ref pass"]
-    write_table([*header, "plain MiB", "ours MiB", "memory", "difference"], rows)
+    write_table([*header, "plain MiB", "ours MiB", "memory", "difference", "TFLOP/s", "of matrices"], rows)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def measure(folder: str, options: argparse.Namespace, merge: bool) -> tuple[int,
     config = compose_config(folder, options.rank, merge, options.dtype)
     worker = MaskGRPOWorker(config=config, role="actor_rollout")
     worker.init_model()
-    server = ray.remote(DiffusionServer).options(name=server_name("masked_diffusion", 0), max_concurrency=8)
+    server = ray.remote(DiffusionServer).options(
+        name=server_name("masked_diffusion", 0), max_concurrency=8, num_gpus=int(torch.cuda.is_available())
+    )
     handle = server.remote(config.rollout, config.model, 0)
     ray.get(handle.__ray_ready__.remote())
 

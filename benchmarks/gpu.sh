@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Every measurement of docs/performance.md that needs a GPU of 80 GB or more, 8B shapes in bfloat16 with random weights.
+#
+#   bash benchmarks/gpu.sh [report.md]
+#
+# SIZE, VOCABULARY, BATCH and CANVAS change the settings, OPTIONS go to every benchmark but the last (such as
+# "--device cpu --repeats 1"), PARTS names the parts to run: forward full gsm8k update sync.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+report=${1:-gpu_report.md}
+size=${SIZE:-8b} vocabulary=${VOCABULARY:-126464} batch=${BATCH:-32} canvas=${CANVAS:-512}
+read -ra options <<<"${OPTIONS:-}"
+
+section() {
+  [[ " ${PARTS:-forward full gsm8k update sync} " == *" $1 "* ]] || return 0
+  echo "## $2"
+  shift 2
+  echo
+  echo '```'
+  echo "$*"
+  echo '```'
+  echo
+  "$@" || echo "failed with $?"
+  echo
+}
+
+shape=(--size "$size" --vocabulary "$vocabulary" --canvas "$canvas" "${options[@]}")
+attention=(sdpa)
+if python -c "import flash_attn" 2>/dev/null; then attention+=(flash_attention_2); fi
+{
+  echo "# $(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", torch.__version__)')"
+  echo
+  section forward "Forward pass: half of the matrix rate or more" \
+    python benchmarks/forward.py "${shape[@]}" --batches 1 6 "$batch" --attention "${attention[@]}" --compile
+  section full "Rollout, full answers: exact mode 1.3 times or more" \
+    python benchmarks/rollout.py "${shape[@]}" --batch "$batch" --compile
+  section gsm8k "Rollout, lengths like GSM8K's: exact mode 2 times or more, approximate mode 8 times or more" \
+    python benchmarks/rollout.py "${shape[@]}" --batch "$batch" --lengths gsm8k --requests $((3 * batch)) --certain 0.25
+  section update "Update under a frozen head: model FLOP utilisation 40 % or more" \
+    python benchmarks/update.py "${shape[@]}" --batch 6 --checkpointing --frozen-head
+  section sync "Weight sync under LoRA" \
+    python benchmarks/weight_sync.py --sizes "$size" --vocabulary "$vocabulary" --canvas "$canvas" --dtype bfloat16
+} | tee "$report"
+! grep -q '^failed with' "$report"
