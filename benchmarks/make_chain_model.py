@@ -1,0 +1,270 @@
+"""Make a checkpoint and validation rows for `approximate.py`: a small LLaDA that solves word problems step by step.
+
+  python benchmarks/make_chain_model.py --output-dir runs/chain
+
+A problem has two to six steps, one sentence each. The response works them out line by line in one of several
+phrasings, gives the result after `####`, and is filled with end tokens:
+
+  Ann has 7 apples. On Monday she buys 5. On Friday she gives 3 away. How many apples?
+  Monday: 7+5=12
+  On Friday she has 12-3=9
+  #### 9
+
+The model is trained from scratch on problems that are not among the validation rows.
+"""
+
+import argparse
+import logging
+import random
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
+
+from make_model import Recipe, diffusion_loss, make_diffusion_model, make_tokenizer
+
+from maskgrpo_plugin.data.rows import verl_row, write_parquet
+from maskgrpo_plugin.diffusion.samplers import build_sampler
+from maskgrpo_plugin.models.special_tokens import answer_length
+from maskgrpo_plugin.rewards import score
+
+logger = logging.getLogger(__name__)
+
+STEPS = range(2, 7)
+LARGEST = 99
+OPERANDS = range(2, 20)
+NAMES = {"Ann": "she", "Eva": "she", "Mia": "she", "Ben": "he", "Sam": "he", "Tom": "he"}
+THINGS = ("apples", "books", "cards", "coins", "shells", "stamps")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+VERBS = {
+    "+": ("buys {}", "finds {}", "gets {}"),
+    "-": ("gives {} away", "loses {}", "sells {}"),
+    "*": ("doubles them",),
+}
+PHRASINGS = ("{day}: {sum}", "On {day} {pronoun} has {sum}", "{sum} after {day}")
+HELD_OUT_SHARE = 5  # one problem in so many is for validation
+PIECES = r" ?[A-Za-z]+|####|[\s\S]"
+
+RECIPE = Recipe(
+    response_length=96,
+    d_model=128,
+    n_layers=4,
+    n_heads=4,
+    mlp_hidden_size=384,
+    batch_size=32,
+    average_decay=0.99,
+    max_steps=3000,
+    evaluate_every=500,
+    evaluation_rows=64,
+    target_accuracy=0.6,
+)
+SHORT_SHARE = 0.5  # of the training steps, on short problems first: retrieving and adding are learned there for less
+SHORT_STEPS = range(1, 4)
+SHORT_LENGTH = 48
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem, its worked chain with the result after `####`, and the result."""
+
+    question: str
+    chain: str
+    answer: int
+
+
+def draw_problem(rng: random.Random, steps: int) -> Problem:
+    """Draw a problem of so many steps, 1 to 7; every number on the way is 1 to 99."""
+    name = rng.choice(list(NAMES))
+    pronoun, thing = NAMES[name], rng.choice(THINGS)
+    total = rng.randint(5, 60)
+    sentences, lines = [f"{name} has {total} {thing}."], []
+    for day in sorted(rng.sample(DAYS, steps), key=DAYS.index):
+        sign, operand, result = _draw_step(rng, total)
+        sentences.append(f"On {day} {pronoun} {rng.choice(VERBS[sign]).format(operand)}.")
+        sum_text = f"{total}{sign}{operand}={result}"
+        lines.append(rng.choice(PHRASINGS).format(day=day, pronoun=pronoun, sum=sum_text))
+        total = result
+    question = " ".join([*sentences, f"How many {thing}?"])
+    return Problem(question, "\n".join([*lines, f"#### {total}"]), total)
+
+
+def draw_problems(rng: random.Random, steps: range, *, held_out: bool) -> Iterator[Problem]:
+    """Draw problems without end, of the validation part or of the rest; which one depends on the question alone."""
+    while True:
+        problem = draw_problem(rng, rng.choice(steps))
+        if (zlib.crc32(problem.question.encode()) % HELD_OUT_SHARE == 0) == held_out:
+            yield problem
+
+
+def make_chain_tokenizer() -> Any:
+    """A tokenizer whose tokens are words with the space before them, single digits, and signs."""
+    words = [*NAMES, *NAMES.values(), *THINGS, *DAYS, *"On How many has after".split()]
+    words += [word for verbs in VERBS.values() for verb in verbs for word in verb.replace("{}", "").split()]
+    spaced = dict.fromkeys(form for word in words for form in (word, f" {word}"))
+    return make_tokenizer([*"0123456789+-*=.:?, \n", "####", *spaced], PIECES)
+
+
+def encode(tokenizer: Any, problems: list[Problem], length: int) -> tuple[Tensor, Tensor]:
+    """Prompts (B, P) padded on the left, and responses (B, length): the chain, then eos tokens.
+
+    Raises:
+        ValueError: a chain and its end token are longer than the response.
+    """
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": problem.question}], tokenize=False)
+        for problem in problems
+    ]
+    prompts = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    responses = []
+    for problem in problems:
+        chain = tokenizer.encode(problem.chain, add_special_tokens=False)
+        if len(chain) >= length:
+            raise ValueError(f"a response of {length} tokens is too short for a chain of {len(chain)} and an end token")
+        responses.append(chain + [tokenizer.eos_token_id] * (length - len(chain)))
+    return prompts["input_ids"], torch.tensor(responses)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, tokenizer: Any, problems: list[Problem], recipe: Recipe) -> float:
+    """Share of problems that greedy decoding of one token a step in blocks of 16 solves, by the reward of GSM8K."""
+    prompts, _ = encode(tokenizer, problems, recipe.response_length)
+    stops = (tokenizer.eos_token_id,)
+    sampler = build_sampler(
+        "semi_autoregressive",
+        steps=recipe.response_length,
+        response_length=recipe.response_length,
+        block_length=16,
+        stop_token_ids=stops,
+    )
+    output = sampler.generate(
+        model, prompts, (prompts != tokenizer.pad_token_id).long(), mask_token_id=tokenizer.mask_token_id
+    )
+    right = 0.0
+    for problem, row in zip(problems, output.sequences[:, prompts.shape[1] :].tolist(), strict=True):
+        text = tokenizer.decode(row[: answer_length(row, stops)])
+        right += score("gsm8k", text, problem.answer)["acc"]
+    return right / len(problems)
+
+
+def pretrain(model: nn.Module, tokenizer: Any, recipe: Recipe) -> tuple[float, list[float]]:
+    """Train by AdamW with a rate that falls to 0, on short problems first; the weights end as their running average.
+
+    Returns:
+        The accuracy on held-out problems, and the loss of each step.
+    """
+    rng = random.Random(f"pretraining/{recipe.seed}")
+    generator = torch.Generator().manual_seed(recipe.seed)
+    short = draw_problems(rng, SHORT_STEPS, held_out=False)
+    full = draw_problems(rng, STEPS, held_out=False)
+    held_out = draw_problems(random.Random(f"evaluation/{recipe.seed}"), STEPS, held_out=True)
+    evaluation = [next(held_out) for _ in range(recipe.evaluation_rows)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / recipe.warmup_steps, 2 * (1 - step / recipe.max_steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
+    losses: list[float] = []
+    measured = 0.0
+
+    def masked_model(canvas: Tensor) -> Any:
+        return model(canvas, attention_mask=(canvas != tokenizer.pad_token_id).long())
+
+    model.train()
+    for step in range(1, recipe.max_steps + 1):
+        is_short = step <= SHORT_SHARE * recipe.max_steps
+        problems = [next(short if is_short else full) for _ in range(recipe.batch_size)]
+        prompts, responses = encode(tokenizer, problems, SHORT_LENGTH if is_short else recipe.response_length)
+        loss = diffusion_loss(masked_model, prompts, responses, tokenizer.mask_token_id, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(model)
+        losses.append(float(loss.detach()))
+        if step % 100 == 0:
+            logger.info("step %d: loss %.3f", step, sum(losses[-100:]) / 100)
+        if step == recipe.max_steps or (not is_short and step % recipe.evaluate_every == 0):
+            measured = accuracy(average.module.eval(), tokenizer, evaluation, recipe)
+            logger.info("step %d: held-out accuracy %.3f", step, measured)
+    model.load_state_dict(average.module.state_dict())
+    model.eval()
+    return measured, losses
+
+
+def validation_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of held-out problems in verl's format, scored as GSM8K's."""
+    problems = draw_problems(random.Random(f"validation/{seed}"), STEPS, held_out=True)
+    return [
+        verl_row(
+            data_source="chain",
+            task="gsm8k",
+            content=problem.question,
+            ground_truth=str(problem.answer),
+            split="validation",
+            index=index,
+        )
+        for index, problem in zip(range(count), problems, strict=False)
+    ]
+
+
+def make(output_dir: Path, recipe: Recipe, rows: int) -> tuple[float, list[float]]:
+    """Train a model; save it with its tokenizer, and `validation.parquet` beside it.
+
+    Returns:
+        As `pretrain`.
+    """
+    tokenizer = make_chain_tokenizer()
+    model = make_diffusion_model(tokenizer, recipe)
+    result = pretrain(model, tokenizer, recipe)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    write_parquet(validation_rows(rows), output_dir / "validation.parquet")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns 0, or 1 where the model did not reach the target (it is written all the same)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=RECIPE.seed)
+    parser.add_argument("--max-steps", type=int, default=RECIPE.max_steps)
+    parser.add_argument("--rows", type=int, default=512, help="validation problems")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    options = parser.parse_args(arguments)
+    if options.max_steps < 1:
+        parser.error(f"--max-steps must be 1 or more, got {options.max_steps}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(options.threads)
+    recipe = replace(RECIPE, seed=options.seed, max_steps=options.max_steps)
+    measured, _ = make(options.output_dir, recipe, options.rows)
+    sys.stdout.write(f"{options.output_dir}: held-out greedy accuracy {measured:.3f}\n")
+    if measured < recipe.target_accuracy:
+        sys.stderr.write(f"the target accuracy {recipe.target_accuracy} was not reached\n")
+        return 1
+    return 0
+
+
+def _draw_step(rng: random.Random, total: int) -> tuple[str, int, int]:
+    """A sign, an operand, and the result, which is 1 to `LARGEST`."""
+    while True:
+        sign = rng.choice("++--*")
+        operand = 2 if sign == "*" else rng.choice(OPERANDS)
+        result = {"+": total + operand, "-": total - operand, "*": total * 2}[sign]
+        if 1 <= result <= LARGEST:
+            return sign, operand, result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
