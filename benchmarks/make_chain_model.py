@@ -5,10 +5,10 @@
 A problem has two to six steps, one sentence each. The response works them out line by line in one of several
 phrasings, gives the result after `####`, and is filled with end tokens:
 
-  Ann has 7 apples. On Monday she buys 5. On Friday she gives 3 away. How many apples?
-  Monday: 7+5=12
-  On Friday she has 12-3=9
-  #### 9
+  Ann has 17 apples. On Monday she buys 5. On Friday she sells 3. How many apples?
+  On Monday: 17+5=22
+  After Friday she has 22-3=19
+  #### 19
 
 The model is trained from scratch on problems that are not among the validation rows.
 """
@@ -39,17 +39,13 @@ from maskgrpo_plugin.rewards import score
 logger = logging.getLogger(__name__)
 
 STEPS = range(2, 7)
-LARGEST = 99
-OPERANDS = range(2, 20)
+TOTALS = range(10, 100)
+OPERANDS = range(1, 10)
 NAMES = {"Ann": "she", "Eva": "she", "Mia": "she", "Ben": "he", "Sam": "he", "Tom": "he"}
 THINGS = ("apples", "books", "cards", "coins", "shells", "stamps")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-VERBS = {
-    "+": ("buys {}", "finds {}", "gets {}"),
-    "-": ("gives {} away", "loses {}", "sells {}"),
-    "*": ("doubles them",),
-}
-PHRASINGS = ("{day}: {sum}", "On {day} {pronoun} has {sum}", "{sum} after {day}")
+VERBS = {"+": ("buys", "finds", "gets"), "-": ("eats", "loses", "sells")}
+PHRASINGS = ("On {day}: {sum}", "After {day} {pronoun} has {sum}", "On {day} {pronoun} has {sum} {thing}")
 HELD_OUT_SHARE = 5  # one problem in so many is for validation
 PIECES = r" ?[A-Za-z]+|####|[\s\S]"
 
@@ -61,14 +57,13 @@ RECIPE = Recipe(
     mlp_hidden_size=384,
     batch_size=32,
     average_decay=0.99,
-    max_steps=3000,
-    evaluate_every=500,
+    max_steps=1400,
     evaluation_rows=64,
     target_accuracy=0.6,
 )
-SHORT_SHARE = 0.5  # of the training steps, on short problems first: retrieving and adding are learned there for less
-SHORT_STEPS = range(1, 4)
-SHORT_LENGTH = 48
+SHORT_SHARE = 0.6  # of the training steps, on short problems first: retrieving and adding are learned there for less
+SHORT_STEPS = range(1, 3)
+SHORT_LENGTH = 36
 
 
 @dataclass(frozen=True)
@@ -81,16 +76,16 @@ class Problem:
 
 
 def draw_problem(rng: random.Random, steps: int) -> Problem:
-    """Draw a problem of so many steps, 1 to 7; every number on the way is 1 to 99."""
+    """Draw a problem of 1 to 7 steps; every number on the way has two digits."""
     name = rng.choice(list(NAMES))
     pronoun, thing = NAMES[name], rng.choice(THINGS)
-    total = rng.randint(5, 60)
+    total = rng.choice(TOTALS)
     sentences, lines = [f"{name} has {total} {thing}."], []
     for day in sorted(rng.sample(DAYS, steps), key=DAYS.index):
         sign, operand, result = _draw_step(rng, total)
-        sentences.append(f"On {day} {pronoun} {rng.choice(VERBS[sign]).format(operand)}.")
+        sentences.append(f"On {day} {pronoun} {rng.choice(VERBS[sign])} {operand}.")
         sum_text = f"{total}{sign}{operand}={result}"
-        lines.append(rng.choice(PHRASINGS).format(day=day, pronoun=pronoun, sum=sum_text))
+        lines.append(rng.choice(PHRASINGS).format(day=day, pronoun=pronoun, sum=sum_text, thing=thing))
         total = result
     question = " ".join([*sentences, f"How many {thing}?"])
     return Problem(question, "\n".join([*lines, f"#### {total}"]), total)
@@ -106,10 +101,9 @@ def draw_problems(rng: random.Random, steps: range, *, held_out: bool) -> Iterat
 
 def make_chain_tokenizer() -> Any:
     """A tokenizer whose tokens are words with the space before them, single digits, and signs."""
-    words = [*NAMES, *NAMES.values(), *THINGS, *DAYS, *"On How many has after".split()]
-    words += [word for verbs in VERBS.values() for verb in verbs for word in verb.replace("{}", "").split()]
+    words = [*NAMES, *NAMES.values(), *THINGS, *DAYS, *VERBS["+"], *VERBS["-"], *"After How On has many".split()]
     spaced = dict.fromkeys(form for word in words for form in (word, f" {word}"))
-    return make_tokenizer([*"0123456789+-*=.:?, \n", "####", *spaced], PIECES)
+    return make_tokenizer([*"0123456789+-=.:? \n", "####", *spaced], PIECES)
 
 
 def encode(tokenizer: Any, problems: list[Problem], length: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +168,6 @@ def pretrain(model: nn.Module, tokenizer: Any, recipe: Recipe) -> tuple[float, l
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
     losses: list[float] = []
-    measured = 0.0
 
     def masked_model(canvas: Tensor) -> Any:
         return model(canvas, attention_mask=(canvas != tokenizer.pad_token_id).long())
@@ -194,12 +187,8 @@ def pretrain(model: nn.Module, tokenizer: Any, recipe: Recipe) -> tuple[float, l
         losses.append(float(loss.detach()))
         if step % 100 == 0:
             logger.info("step %d: loss %.3f", step, sum(losses[-100:]) / 100)
-        if step == recipe.max_steps or (not is_short and step % recipe.evaluate_every == 0):
-            measured = accuracy(average.module.eval(), tokenizer, evaluation, recipe)
-            logger.info("step %d: held-out accuracy %.3f", step, measured)
     model.load_state_dict(average.module.state_dict())
-    model.eval()
-    return measured, losses
+    return accuracy(model.eval(), tokenizer, evaluation, recipe), losses
 
 
 def validation_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -257,12 +246,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _draw_step(rng: random.Random, total: int) -> tuple[str, int, int]:
-    """A sign, an operand, and the result, which is 1 to `LARGEST`."""
+    """A sign, an operand, and the result, which is one of `TOTALS`."""
     while True:
-        sign = rng.choice("++--*")
-        operand = 2 if sign == "*" else rng.choice(OPERANDS)
-        result = {"+": total + operand, "-": total - operand, "*": total * 2}[sign]
-        if 1 <= result <= LARGEST:
+        sign, operand = rng.choice("+-"), rng.choice(OPERANDS)
+        result = total + operand if sign == "+" else total - operand
+        if result in TOTALS:
             return sign, operand, result
 
 
