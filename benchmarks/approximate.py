@@ -28,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     **{f"threshold {t}": {"parallel": "threshold", "threshold": t} for t in (0.95, 0.9, 0.8, 0.6)},
     **{f"factor {f}": {"parallel": "factor", "factor": f} for f in (0.25, 0.5, 1.0)},
     **{f"hierarchical {t}": {"parallel": "hierarchical", "threshold": t} for t in (0.95, 0.9)},
+    **{f"credit {t}": {"parallel": "credit", "threshold": t} for t in (0.95, 0.9)},
     "dual cache, threshold 0.9": {"cache": "dual", "parallel": "threshold", "threshold": 0.9},
     "dual cache, factor 0.5": {"cache": "dual", "parallel": "factor", "factor": 0.5},
 }

@@ -3,6 +3,7 @@
   python benchmarks/rollout.py                                  # the two CPU settings of docs/performance.md
   python benchmarks/rollout.py --size 8b --canvas 512 --batch 32 --lengths gsm8k       # on a GPU
   python benchmarks/rollout.py --grid                           # canvas 256, 512, 1024 × batch 1, 6, 32 × vocabulary
+  python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --requests 36 --lengths gsm8k   # a queue of requests
 
 Tokens are compared up to the first end token. Random weights end nowhere, so answers end where `--lengths` says: `full`
 (nowhere), or `gsm8k` (log-normal, mean half of the response).
@@ -103,30 +104,51 @@ def agreement(first: Tensor, second: Tensor, start: int, end_token_id: int) -> f
     return equal / total
 
 
+def decode_queue(sampler: Any, model: Any, prompts: Tensor, batch: int, mask_token_id: int) -> Tensor:
+    """Decode prompts (N, P) in one running batch of `batch` rows at most; waiting ones join as others end; (N, L)."""
+    decoder = sampler.decoder(model, mask_token_id=mask_token_id)
+    canvases = torch.nn.functional.pad(prompts, (0, sampler.response_length), value=mask_token_id)
+    result, joined = canvases.clone(), 0
+    with torch.no_grad():
+        while joined < len(prompts) or decoder.running:
+            free = min(batch - len(decoder.rows), len(prompts) - joined)
+            if free:
+                decoder.join(canvases[joined : joined + free].clone(), None, [None] * free)
+                joined += free
+            decoder.decode_block()
+            for row in decoder.leave():
+                result[row.number, -sampler.response_length :] = row.response
+    return result
+
+
 def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     """One line of the table."""
     size, vocabulary, prompt, response, block, steps, batch = setting
+    requests = options.requests or batch
     device, dtype = device_of(options)
     base = make_model(size, vocabulary, device, dtype)
     mask, end = base.config.mask_token_id, base.config.eos_token_id
     generator = torch.Generator().manual_seed(2)
-    prompts = torch.randint(batch, vocabulary - 2, (batch, prompt), generator=generator)
-    prompts[:, 0] = torch.arange(batch)
+    prompts = torch.randint(requests, vocabulary - 2, (requests, prompt), generator=generator)
+    prompts[:, 0] = torch.arange(requests)
     prompts = prompts.to(device)
-    lengths = answer_lengths(options.lengths, batch, response)
+    lengths = answer_lengths(options.lengths, requests, response)
     model = Ending(base, prompt, lengths.to(device), end)
     common = {"steps": steps, "response_length": response, "block_length": block, "temperature": 0.0}
     sampler = build_sampler("semi_autoregressive", stop_token_ids=(end,), **common)
-    measured = side_by_side(
-        {
-            "plain": lambda: plain_decode(model, prompts, response, block, steps, mask),
-            "exact": lambda: sampler.generate(model, prompts, mask_token_id=mask).sequences,
-        },
-        device,
-        options.repeats,
-    )
+
+    def in_batches(decode: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([decode(rows) for rows in prompts.split(batch)])
+
+    ways = {
+        "plain": lambda: in_batches(lambda rows: plain_decode(model, rows, response, block, steps, mask)),
+        "exact": lambda: in_batches(lambda rows: sampler.generate(model, rows, mask_token_id=mask).sequences),
+    }
+    if options.requests:
+        ways["joining"] = lambda: decode_queue(sampler, model, prompts, batch, mask)
+    measured = side_by_side(ways, device, options.repeats)
     plain, exact = measured["plain"], measured["exact"]
-    return [
+    line = [
         size,
         f"{vocabulary}",
         f"{prompt}+{response}",
@@ -140,6 +162,14 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
         f"{exact.peak_mib:.0f}",
         f"{agreement(plain.result, exact.result, prompt, end):.4f}",
     ]
+    if options.requests:
+        joining = measured["joining"]
+        line += [
+            f"{joining.seconds:.2f}",
+            f"{plain.seconds / joining.seconds:.2f}×",
+            f"{agreement(plain.result, joining.result, prompt, end):.4f}",
+        ]
+    return line
 
 
 def settings(options: argparse.Namespace) -> list[tuple]:
@@ -163,12 +193,14 @@ def main() -> None:
     parser.add_argument("--canvas", type=int, default=512, help="prompt and response, half each")
     parser.add_argument("--steps", type=int, help="default: half of the response")
     parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--requests", type=int, help="a queue of so many, also decoded with waiting ones joining")
     parser.add_argument("--lengths", choices=["full", "gsm8k"], default="full")
     parser.add_argument("--grid", action="store_true", help="all canvases, batches and vocabularies")
     options = parser.parse_args()
     rows = [measure(setting, options) for setting in settings(options)]
     header = ["size", "vocabulary", "canvas", "batch", "block/steps", "mean answer", "plain s", "exact s", "ratio"]
-    write_table([*header, "plain MiB", "exact MiB", "equal tokens"], rows)
+    header += ["plain MiB", "exact MiB", "equal tokens"]
+    write_table(header + (["joining s", "ratio", "equal tokens"] if options.requests else []), rows)
 
 
 if __name__ == "__main__":

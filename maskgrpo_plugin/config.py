@@ -143,7 +143,7 @@ class SamplerSettings(BaseConfig):
         schedule: noise schedule of the image samplers.
         early_stop: stop decoding a response after the block that holds its end token.
         cache: `none`, `prefix` or `dual`, approximate where not `none`; see `SemiAutoregressiveSampler`.
-        parallel: `none`, `threshold`, `factor` or `hierarchical`, approximate where not `none`; see `reveal_more`.
+        parallel: `none`, `threshold`, `factor`, `hierarchical` or `credit`; see `reveal_more`. Approximate but `none`.
         threshold: of `parallel`, a probability in (0, 1].
         factor: of `parallel=factor`, above 0.
     """
@@ -227,15 +227,19 @@ class DiffusionRolloutConfig(RolloutConfig):
         max_wait_ms: how long a server waits for more requests before it runs a batch that is not full, in ms; the
             largest batch is verl's `max_num_seqs`.
         quiet_ms: such a batch also runs once no request has come for so long, in ms.
+        compile: run the model's layers through torch.compile, for any shape; needs `sampler.cache` none.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     max_wait_ms: float = 1000.0
     quiet_ms: float = 20.0
+    compile: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if self.compile and self.sampler.cache != "none":
+            raise ConfigError("actor_rollout_ref.rollout.compile", True, "needs rollout.sampler.cache=none")
         for key in ("max_wait_ms", "quiet_ms"):
             if not getattr(self, key) >= 0:
                 raise ConfigError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")

@@ -169,8 +169,6 @@ def _check_unsupported(config: DictConfig) -> None:
             arr.actor.ulysses_sequence_parallel_size,
             "use 1: sequence parallelism is not offered for masked diffusion",
         )
-    if arr.model.get("lora_rank", 0) > 0 and not arr.model.lora.get("merge", False):
-        raise _error("actor_rollout_ref.model.lora.merge", False, "use true: the rollout takes merged weights")
 
 
 def _check_model(config: DictConfig) -> None:
@@ -232,6 +230,8 @@ def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: 
 
 
 def _check_rollout(config: DictConfig) -> None:
+    from maskgrpo_plugin.workers.rollout.model_weights import serves_adapter
+
     rollout = config.actor_rollout_ref.rollout
     if rollout.name not in PLUGIN_ROLLOUTS:
         return
@@ -241,6 +241,10 @@ def _check_rollout(config: DictConfig) -> None:
             raise _error(
                 f"actor_rollout_ref.rollout.{key}", rollout[key], f"use 1: each of the {ranks} ranks has its own server"
             )
+    if serves_adapter(config.actor_rollout_ref.model) and rollout.layered_summon and rollout.load_format == "dummy":
+        raise _error(
+            "actor_rollout_ref.rollout.layered_summon", True, "it needs rollout.load_format=auto: it sends no base"
+        )
     if rollout.max_num_seqs < 1:
         raise _error("actor_rollout_ref.rollout.max_num_seqs", rollout.max_num_seqs, "allowed: 1 or more")
     if rollout.agent.default_agent_loop != "maskgrpo_single_turn":

@@ -89,6 +89,14 @@ def test_lora_targets_that_llada_lacks_are_refused(tiny_run):
         preflight(config(tiny_run, *overrides))
 
 
+def test_layered_summon_under_lora_needs_servers_that_load_the_base(tiny_run):
+    overrides = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.rollout.layered_summon=true"]
+    with pytest.raises(ConfigError, match="load_format=auto"):
+        preflight(config(tiny_run, *overrides))
+    assert preflight(config(tiny_run, *overrides, "actor_rollout_ref.rollout.load_format=auto"))
+    assert preflight(config(tiny_run, *overrides, "actor_rollout_ref.model.lora.merge=true"))
+
+
 def test_a_checkpoint_without_a_mask_token_is_refused(tiny_run, tmp_path):
     copy = tmp_path / "model"
     copy.mkdir()

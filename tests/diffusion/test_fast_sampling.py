@@ -125,12 +125,16 @@ def test_a_window_attends_to_what_the_cache_knows(cache):
     sampled = text(cache=cache, steps=6).generate(model, ids, mask, mask_token_id=MASK)
     canvas = torch.cat([ids, torch.full((3, 12), MASK)], dim=1)
     attended = torch.cat([mask, torch.ones(3, 12, dtype=mask.dtype)], dim=1)
+    plain = {
+        "attention_mask": attended.bool()[:, None, None, :].expand(-1, 1, 18, -1),
+        "position_ids": (attended.cumsum(-1) - 1).clamp(min=0),
+    }
     first = model.model.transformer["blocks"][0]
 
     def hidden_after_first_layer(tokens):
         kept = []
         hook = first.register_forward_hook(lambda *args: kept.append(args[2]))
-        model(tokens, attention_mask=attended)
+        model(tokens, **plain)
         hook.remove()
         return kept[0]
 
@@ -143,7 +147,7 @@ def test_a_window_attends_to_what_the_cache_knows(cache):
                 mixed = start.clone()
                 mixed[:, low:high] = hidden_after_first_layer(canvas)[:, low:high]
                 hook = first.register_forward_hook(lambda *args, mixed=mixed: mixed)
-                logits = model(canvas, attention_mask=attended).logits
+                logits = model(canvas, **plain).logits
                 hook.remove()
                 logits[..., MASK] = -torch.inf
                 confidence, guess = logits.softmax(-1).max(-1)
@@ -201,7 +205,7 @@ def test_rules_reveal_what_they_say(rule):
     assert 200 < revealed < 2800
 
 
-@pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical"])
+@pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical", "credit"])
 def test_parallel_decoding_saves_steps_and_never_takes_more(rule):
     ids, mask = padded_prompts()
     model = make_model(2)
@@ -215,7 +219,7 @@ def test_parallel_decoding_saves_steps_and_never_takes_more(rule):
     assert int(alone.row_model_calls[0]) == int(parallel.row_model_calls[1])
 
 
-@pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical"])
+@pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical", "credit"])
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_parallel_decoding_leaves_revealed_tokens_alone(rule, cache):
     # several tokens a step: a row may have fewer left than the step's number while another has more
@@ -233,6 +237,41 @@ def test_parallel_decoding_leaves_revealed_tokens_alone(rule, cache):
             assert torch.equal(before[visible], after[visible])
         assert (seen[-1] != MASK).all() and torch.equal(seen[-1], output.sequences)
     assert unequal > 3
+
+
+def test_credit_equals_a_credit_of_the_whole_vocabulary():
+    """The published rule with a dense matrix of credits, a row at a time, at least one token a step."""
+    model, threshold, block = make_model(2), 0.75, 6
+    earlier, changed = 0, 0
+    for seed in range(8):
+        ids = torch.randint(0, MASK, (3, 5), generator=torch.Generator().manual_seed(seed))
+        got = text(block_length=block, parallel="credit", threshold=threshold).generate(model, ids, mask_token_id=MASK)
+        plain = text(block_length=block, parallel="threshold", threshold=threshold)
+        plain = plain.generate(model, ids, mask_token_id=MASK)
+        for row in range(3):
+            canvas = torch.cat([ids[row], torch.full((12,), MASK)])
+            calls = 0
+            for low in (5, 5 + block):
+                credit = torch.zeros(17, VOCAB)
+                while (canvas[low : low + block] == MASK).any():
+                    with torch.no_grad():
+                        logits = model(canvas[None]).logits[0]
+                    logits[:, MASK] = -torch.inf
+                    top, best = logits.softmax(-1).max(-1)
+                    credit *= 0.8
+                    credit[torch.arange(17), best] += top**0.2
+                    confidence, chosen = (logits + 0.7 * torch.log(1 + credit)).softmax(-1).max(-1)
+                    hidden = (canvas == MASK) & (torch.arange(17) >= low) & (torch.arange(17) < low + block)
+                    confidence[~hidden] = -1.0
+                    revealed = confidence >= threshold
+                    revealed[confidence.argmax()] = True
+                    canvas[revealed] = chosen[revealed]
+                    calls += 1
+            assert torch.equal(got.sequences[row], canvas)
+            assert int(got.row_model_calls[row]) == calls
+        earlier += int(plain.row_model_calls.sum()) - int(got.row_model_calls.sum())
+        changed += int((plain.sequences != got.sequences).any())
+    assert earlier > 0 and changed > 0
 
 
 def test_nothing_is_certain_enough_for_a_threshold_of_one():
@@ -258,8 +297,8 @@ def test_with_a_cache_rows_may_finish_a_block_at_different_steps():
     "options",
     [
         {"cache": "all"},
-        {"parallel": "credit"},
-        {"parallel": "threshold", "ordering": "margin"},
+        {"parallel": "certain"},
+        {"parallel": "credit", "ordering": "margin"},
         {"threshold": 0.0},
         {"threshold": 1.5},
         {"factor": 0.0},

@@ -1,8 +1,11 @@
 """Runs the plugin's training worker on CPU ranks without Ray, and makes the batches that it takes."""
 
+import asyncio
+import math
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.multiprocessing as mp
@@ -63,26 +66,29 @@ def to_tensordict(batch, rows, **non_tensors):
     return tu.get_tensordict(tensors, non_tensor_dict=non_tensors)
 
 
-def one_step(folder, overrides, batch, **job):
-    """Log-probabilities of all levels, then one training step, on this rank's share of the batch.
-
-    Returns:
-        `old` (rows, L, μ) log-probabilities of the response, the actor's `metrics`, and its full `weights` after it.
-    """
+def start_worker(config, role):
+    """The plugin's training worker of a whole config, on this rank."""
     import verl  # noqa: F401
-    from torch.distributed.tensor import DTensor
-    from verl.utils import tensordict_utils as tu
-    from verl.utils.config import omega_conf_to_dataclass
-    from verl.workers.utils.padding import response_from_nested
 
     import maskgrpo_plugin.registration  # noqa: F401
     from maskgrpo_plugin.workers.actor import MaskGRPOWorker
 
-    config = compose_config(folder, *overrides, **job)
-    worker = MaskGRPOWorker(config=config.actor_rollout_ref, role="actor")
+    worker = MaskGRPOWorker(config=config.actor_rollout_ref, role=role)
     worker.init_model()
-    estimation = omega_conf_to_dataclass(config.algorithm.estimation)
-    plan = estimation.plan(3, stop_token_ids=(2, 3))
+    return worker
+
+
+def train(worker, config, batch):
+    """Log-probabilities of all levels, then one training step, on this rank's share of the batch.
+
+    Returns:
+        Jagged (rows, L, μ) old log-probabilities of the response, and what the actor answers to the step.
+    """
+    from verl.utils import tensordict_utils as tu
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.utils.padding import response_from_nested
+
+    plan = omega_conf_to_dataclass(config.algorithm.estimation).plan(3, stop_token_ids=(2, 3))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     share = len(batch["prompts"]) // world
     data = to_tensordict(batch, range(rank * share, (rank + 1) * share), estimation=plan)
@@ -103,7 +109,21 @@ def one_step(folder, overrides, batch, **job):
         temperature=1.0,
         calculate_entropy=config.actor_rollout_ref.actor.entropy_coeff != 0.0,
     )
-    trained = worker.actor.train_mini_batch(data)
+    return old, worker.actor.train_mini_batch(data)
+
+
+def one_step(folder, overrides, batch, **job):
+    """Log-probabilities of all levels, then one training step, on this rank's share of the batch.
+
+    Returns:
+        `old` (rows, L, μ) log-probabilities of the response, the actor's `metrics`, and its full `weights` after it.
+    """
+    from torch.distributed.tensor import DTensor
+    from verl.utils import tensordict_utils as tu
+
+    config = compose_config(folder, *overrides, **job)
+    worker = start_worker(config, "actor")
+    old, trained = train(worker, config, batch)
     weights = {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
         for name, p in worker.actor.engine.module.named_parameters()
@@ -112,21 +132,87 @@ def one_step(folder, overrides, batch, **job):
     return {"old": old.to_padded_tensor(0.0), "metrics": metrics, "weights": weights}
 
 
-def run_ranks(world, folder, overrides, batch, out, **job):
-    """`one_step` on `world` new processes; their results in the order of the ranks. `job`: see `compose_config`."""
+class InProcess:
+    """Stands for the Ray handle of a server that lives in this process; `arrived` logs (name, bytes) of each sync."""
+
+    def __init__(self, server):
+        self._server = server
+        self.arrived = []
+
+    def __getattr__(self, method):
+        async def call(*args, **options):
+            if method == "receive_bucket":
+                self._log(args[0])
+            return await getattr(self._server, method)(*args, **options)
+
+        return SimpleNamespace(remote=call)
+
+    def _log(self, bucket):
+        if not self.arrived or self.arrived[-1]["whole"]:
+            self.arrived.append({"names": [], "bytes": 0, "whole": False})
+        self.arrived[-1]["names"] += [name for name, *_ in bucket.entries]
+        self.arrived[-1]["bytes"] += sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, _ in bucket.entries)
+        self.arrived[-1]["whole"] = bucket.is_last
+
+
+def lora_syncs(folder, overrides, batch, **job):
+    """Three weight syncs of a LoRA actor by verl's `update_weights`, a training step between them, to a server of this
+    rank; the same weights go merged to a second server.
+
+    Returns:
+        For each sync `arrived` (see `InProcess`), and `logits` and `answers` of the servers `adapter` and `merged`.
+    """
+    from maskgrpo_plugin.workers.rollout.server import DiffusionServer
+    from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
+
+    config = compose_config(folder, *overrides, **job)
+    worker = start_worker(config, "actor_rollout")
+    settings = config.actor_rollout_ref
+    servers = {name: DiffusionServer(settings.rollout, settings.model, 0) for name in ("adapter", "merged")}
+    handle = worker.rollout._server = InProcess(servers["adapter"])
+
+    async def sync(step):
+        await worker.update_weights(global_steps=step, mode="naive")
+        merged = worker.actor.engine._merged_lora_per_tensor_param()
+        await send_weights(merged, servers["merged"].receive_bucket, bucket_bytes=1 << 20, device=torch.device("cpu"))
+        found = {"arrived": list(handle.arrived)}
+        handle.arrived.clear()
+        for name, server in servers.items():
+            canvases = [torch.tensor([p + r]) for p, r in zip(batch["prompts"], batch["responses"], strict=True)]
+            with torch.inference_mode():
+                logits = [server.model(canvas).logits for canvas in canvases]
+            asked = [
+                server.generate("r", prompt, {"temperature": 1.0, "seed": row})
+                for row, prompt in enumerate(batch["prompts"])
+            ]
+            found[name] = {"logits": logits, "answers": [o.token_ids for o in await asyncio.gather(*asked)]}
+        return found
+
+    async def steps():
+        found = [await sync(0)]
+        for step in (1, 2):
+            train(worker, config, batch)
+            found.append(await sync(step))
+        return found
+
+    return asyncio.run(steps())
+
+
+def run_ranks(world, folder, overrides, batch, out, run=one_step, **job):
+    """`run` on `world` new processes; their results in the order of the ranks. `job`: see `compose_config`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank_main, args=(world, port, str(folder), list(overrides), batch, str(out), job), nprocs=world)
+    mp.spawn(_rank_main, args=(world, port, str(folder), list(overrides), batch, str(out), run, job), nprocs=world)
     return [torch.load(Path(out) / f"rank_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _rank_main(rank, world, port, folder, overrides, batch, out, job):
+def _rank_main(rank, world, port, folder, overrides, batch, out, run, job):
     os.environ.update(
         {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
     torch.set_num_threads(1)
-    results = [one_step(folder, option, batch, **job) for option in overrides]
+    results = [run(folder, option, batch, **job) for option in overrides]
     Path(out).mkdir(parents=True, exist_ok=True)
     torch.save(results, Path(out) / f"rank_{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,6 +1,7 @@
-"""The request queue: full batches, bounded waits, separate kinds, errors and aborts."""
+"""The request queue: full batches, bounded waits, separate kinds, requests that join, errors and aborts."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -14,8 +15,9 @@ def run(coroutine):
 
 def batcher(sizes, **options):
     def answer(batch):
-        sizes.append([request.kind for request in batch])
-        return [request.prompt_ids[0] * 10 for request in batch]
+        sizes.append([request.kind for request in batch.requests])
+        for request in batch.requests:
+            batch.answer(request, request.prompt_ids[0] * 10)
 
     return DynamicBatcher(answer, **({"max_batch": 4, "max_wait_s": 0.2, "quiet_s": 0.05} | options))
 
@@ -74,10 +76,11 @@ def test_an_error_reaches_its_own_batch_and_the_queue_goes_on():
     calls = []
 
     def answer(batch):
-        calls.append(len(batch))
+        calls.append(len(batch.requests))
         if len(calls) == 1:
             raise RuntimeError("out of memory")
-        return [0 for _ in batch]
+        for request in batch.requests:
+            batch.answer(request, 0)
 
     async def go():
         queue = DynamicBatcher(answer, max_batch=2, max_wait_s=0.05)
@@ -101,14 +104,110 @@ def test_pause_holds_requests_back_until_resume():
     assert run(go()) == 10
 
 
+class Joining:
+    """Answers a batch's requests one after the other, oldest first, and fills their places from the queue; `pass_on`
+    runs before each.
+    """
+
+    def __init__(self, pass_on=lambda number: None, places=2):
+        self.pass_on, self.places, self.batches = pass_on, places, []
+
+    def __call__(self, batch):
+        here, order = list(batch.requests), []
+        self.batches.append(order)
+        while here:
+            order.append(here[0].prompt_ids[0])
+            self.pass_on(order[-1])
+            batch.answer(here[0], order[-1] * 10)
+            here = here[1:]
+            here += batch.take(self.places - len(here))
+
+
+def test_waiting_requests_join_a_running_batch():
+    serve = Joining()
+
+    async def go():
+        queue = DynamicBatcher(serve, max_batch=2, max_wait_s=0.05)
+        answers = await submit_all(queue, range(7))
+        return answers, queue.pop_metrics()["requests"]
+
+    assert run(go()) == ([n * 10 for n in range(7)], 7)
+    assert serve.batches == [list(range(7))]
+
+
+def test_no_request_joins_once_another_kind_has_waited_longest():
+    serve = Joining()
+
+    async def go():
+        queue = DynamicBatcher(serve, max_batch=2, max_wait_s=0.05)
+        await asyncio.gather(
+            submit_all(queue, [0, 1, 2], "a"), submit_all(queue, [10, 11], "b"), submit_all(queue, [3], "a")
+        )
+
+    run(go())
+    assert serve.batches == [[0, 1, 2], [10, 11], [3]]
+
+
+def test_a_pause_lets_the_running_requests_end_and_no_other_join():
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(number):
+        started.set()
+        go_on.wait(10)
+
+    serve = Joining(hold)
+
+    async def go():
+        queue = DynamicBatcher(serve, max_batch=2, max_wait_s=0.05)
+        tasks = [asyncio.create_task(queue.submit([n], seed=n, kind="k")) for n in range(5)]
+        await asyncio.to_thread(started.wait)
+        pausing = asyncio.create_task(queue.pause())
+        await asyncio.sleep(0.05)
+        assert not pausing.done()
+        go_on.set()
+        await pausing
+        await asyncio.sleep(0.05)
+        done = [task.done() for task in tasks]
+        queue.resume()
+        return done, await asyncio.gather(*tasks)
+
+    done, answers = run(go())
+    assert done == [True, True, False, False, False]
+    assert answers == [n * 10 for n in range(5)]
+
+
+def test_an_error_reaches_those_that_joined_and_not_those_that_were_answered():
+    def fail(number):
+        if number == 3:
+            raise RuntimeError("out of memory")
+
+    async def go():
+        queue = DynamicBatcher(Joining(fail), max_batch=2, max_wait_s=0.05)
+        tasks = [asyncio.create_task(queue.submit([n], seed=n, kind="k")) for n in range(6)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = run(go())
+    assert answers[:3] == [0, 10, 20] and answers[5] == 50
+    assert [str(answer) for answer in answers[3:5]] == ["out of memory"] * 2
+
+
+def test_a_request_that_a_batch_forgot_is_an_error():
+    async def go():
+        return await DynamicBatcher(lambda batch: None, max_batch=2, max_wait_s=0.01).submit([1], seed=0, kind="k")
+
+    with pytest.raises(RuntimeError, match="without this answer"):
+        run(go())
+
+
 def test_metrics_tell_how_full_batches_were():
     async def go():
         queue = batcher([])
         await submit_all(queue, range(6))
-        queue.metrics.tokens, queue.metrics.row_model_calls = 60, 30
+        queue.metrics.tokens, queue.metrics.row_model_calls, queue.metrics.model_calls = 60, 30, 10
         return queue.pop_metrics(), queue.pop_metrics()
 
     first, second = run(go())
-    assert first["batch_fill"] == 6 / 8
+    assert first["batch_fill"] == 30 / (10 * 4)
+    assert first["requests"] == 6
     assert first["model_calls_per_token"] == 0.5
     assert second["requests"] == 0

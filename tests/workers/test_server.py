@@ -1,6 +1,7 @@
 """The rollout servers: a request's answer depends on the request alone; weights arrive whole or not at all."""
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,12 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from maskgrpo_plugin.workers.rollout.server import (
-    DiffusionServer,
-    TransformersServer,
-    allocate_parameters,
-    release_parameters,
-)
+from maskgrpo_plugin.workers.rollout.model_weights import allocate_parameters, release_parameters
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, TransformersServer
 from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
 
 PROMPTS = [[1, 10, 11, 19, 12, 13, 21], [1, 10, 19, 12, 21], [1, 14, 15, 16, 19, 12, 13, 17, 21], [1, 10, 11, 19, 12]]
@@ -28,7 +25,7 @@ def make_server(folder, cls=DiffusionServer, *overrides):
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
+    return asyncio.run(asyncio.wait_for(coroutine, 240))
 
 
 async def ask(server, numbers, temperature):
@@ -54,6 +51,35 @@ def test_an_answer_does_not_depend_on_what_it_is_batched_with(tiny_run, cls, tem
     if cls is DiffusionServer:
         assert all(len(answer) == 8 for answer in alone)
         assert server.model.config.mask_token_id not in {token for answer in alone for token in answer}
+
+
+def test_waiting_requests_take_the_places_of_rows_that_ended(tiny_run):
+    server = make_server(tiny_run)
+    narrow = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.max_num_seqs=2")
+    numbers = [2, 0, 1, 3, 0, 1, 2]
+
+    async def go():
+        server.stop_token_ids = []
+        first_blocks = [answer[:4] for answer in await ask(server, range(4), 1.0)]
+        some = [token for block in first_blocks for token in block if not all(token in b for b in first_blocks)]
+        server.stop_token_ids = narrow.stop_token_ids = some[:1]
+        alone = [(await ask(server, [n], 1.0))[0] for n in range(4)]
+        return alone, await ask(narrow, numbers, 1.0), narrow.batcher.metrics
+
+    alone, together, metrics = run(go())
+    assert together == [alone[n] for n in numbers]
+    assert metrics.requests == len(numbers) and metrics.batches < 4
+    assert metrics.summary(2)["batch_fill"] > 0.8
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_layers_give_the_same_answers(tiny_run):
+    plain = make_server(tiny_run)
+    compiled = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.compile=true")
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    assert run(ask(compiled, [0, 1], 0.0)) == run(ask(plain, [0, 1], 0.0))
+    assert graphs["unique_graphs"] > before
 
 
 def test_another_seed_gives_another_answer(tiny_run):

@@ -92,7 +92,8 @@ class Sampler(ABC):
             model: called as (input_ids, attention_mask=…), returning `.logits` (B, L, V). Where it has the attribute
                 `supports_logits_positions`, it is also given `logits_positions`, (B, L) bool or (B, K) int64 columns,
                 and returns (N, V) or (B, K, V) that it has no further use for; with `supports_vocab_slice` also
-                `vocab_slice`, (start, stop), and returns these columns of the vocabulary.
+                `vocab_slice`, (start, stop), and returns these columns of the vocabulary; with `supports_packing` also
+                `packing`, a `Packing` of the mask.
             input_ids: (B, P) prompts, padded on the left; or a canvas (B, L) that already holds mask tokens: what is
                 visible in it stays.
             attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.

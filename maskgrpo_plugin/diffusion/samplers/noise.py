@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators = torch.Generator | Sequence[torch.Generator | None] | None
 
 
 def uniform_rows(counts: Tensor, generator: Generators, device: torch.device) -> Tensor:

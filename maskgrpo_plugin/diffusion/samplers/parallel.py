@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-PARALLEL = ("none", "threshold", "factor", "hierarchical")
+PARALLEL = ("none", "threshold", "factor", "hierarchical", "credit")
 
 
 def reveal_more(
@@ -15,7 +15,8 @@ def reveal_more(
         rule: `threshold`: those of at least this probability (Fast-dLLM, arXiv 2505.22618, Section 3.3); `factor`: the
             n most probable, n the largest with (n + 1)·(1 − c_n) < factor, c_n the n-th largest (the same, Eq. 6);
             `hierarchical`: `threshold`, and the most probable token of each run of neighbouring masks where its
-            probability is at least half of the threshold (after dInfer, arXiv 2510.08666, hierarchical decoding).
+            probability is at least half of the threshold (after dInfer, arXiv 2510.08666, hierarchical decoding);
+            `credit`: `threshold`, of probabilities that `TraceCredit` has raised.
         confidence: (N, K) probabilities of the drawn tokens, −∞ where not `valid`.
         columns: (N, K) their columns, ascending where `valid`.
         valid: (N, K) bool.
@@ -32,7 +33,7 @@ def reveal_more(
         largest = (allowed * number).amax(-1, keepdim=True)
         return torch.zeros_like(valid).scatter(-1, order, number <= largest) & valid
     certain = (confidence >= threshold) & valid
-    if rule == "threshold":
+    if rule in ("threshold", "credit"):
         return certain
     starts = torch.ones_like(valid)
     starts[:, 1:] = columns[:, 1:] != columns[:, :-1] + 1

@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
+from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
 
@@ -97,8 +98,9 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
         columns: Tensor | None = None,
         cache: BlockCache | None = None,
         first_column: int = 0,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or (B, K, D) at `columns`.
+        """(B, L, D) -> (B, L, D), or (B, K, D) at `columns`; of a packed batch (1, T, D) -> (1, T, D) or (1, B·K, D).
 
         Args:
             x: hidden states.
@@ -107,6 +109,7 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             columns: (B, K) int64, the positions whose output is wanted; None: all.
             cache: keys and values to attend to and to renew.
             first_column: of `x` in the cache.
+            packing: of a batch without its padding; `attention_mask` is then None, and each row has as many `columns`.
         """
         h = self.attn_norm(x)
         shape = (*h.shape[:2], -1, self.head_dim)
@@ -118,11 +121,43 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             x, h = at_columns(x, columns), at_columns(h, columns)
             cos, sin = (at_columns(part.squeeze(1), columns).unsqueeze(1) for part in (cos, sin))
         query = rotate(self.q_proj(h).view(*h.shape[:2], -1, self.head_dim).transpose(1, 2), cos, sin)
-        x = x + self.dropout(self._attend(query, key, value, attention_mask))
+        if packing is None:
+            attended = self._attend(query, key, value, attention_mask)
+        else:
+            attended = self._attend_packed(query, key, value, packing, columns is not None)
+        x = x + self.dropout(self.attn_out(attended.flatten(2)))
         h = self.ff_norm(x)
         return x + self.dropout(self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h)))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, at_columns: bool) -> Tensor:
+        """Each row attends to itself; (1, H, T or B·K, d), two of (1, H', T, d) -> (1, T or B·K, H, d)."""
+        if "flash" in (self.config._attn_implementation or ""):
+            boundaries, longest = packing.boundaries, packing.longest
+            if at_columns:
+                rows = packing.mask.shape[0]
+                longest = query.shape[2] // rows
+                boundaries = torch.arange(rows + 1, device=query.device, dtype=torch.int32) * longest
+            return self._attend(
+                query,
+                key,
+                value,
+                None,
+                cu_seq_lens_q=boundaries,
+                cu_seq_lens_k=packing.boundaries,
+                max_length_q=longest,
+                max_length_k=packing.longest,
+            )
+        key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (key, value))
+        query = query.transpose(1, 2)
+        by_row = query.unflatten(1, (packing.mask.shape[0], -1))[0] if at_columns else packing.unpack(query)
+        mask = packing.mask[:, None, None, :].expand(-1, 1, by_row.shape[1], -1)
+        attended = self._attend(by_row.transpose(1, 2), key, value, mask)
+        return attended.flatten(0, 1).unsqueeze(0) if at_columns else packing.pack(attended)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> Tensor:
+        """(B, H, K, d), two of (B, H', L, d) -> (B, K, H, d)."""
         implementation = self.config._attn_implementation
         if "flash" in (implementation or "") and attention_mask is not None and attention_mask.dim() == 4:
             implementation = "sdpa"  # flash attention takes no mask of queries and keys
@@ -138,8 +173,9 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
             is_causal=False,
+            **options,
         )
-        return self.attn_out(attended.flatten(2))
+        return attended
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -204,6 +240,7 @@ class LLaDAModelLM(PreTrainedModel):
     supports_logits_positions = True
     supports_vocab_slice = True
     supports_block_cache = True
+    supports_packing = True
     _no_split_modules = ["LLaDALlamaBlock"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -267,6 +304,7 @@ class LLaDAModelLM(PreTrainedModel):
         guidance_scale: float = 0.0,
         cache: BlockCache | None = None,
         first_column: int = 0,
+        packing: Packing | None = None,
         chunk_size: int = 512,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
@@ -276,8 +314,8 @@ class LLaDAModelLM(PreTrainedModel):
 
         Args:
             input_ids: (B, L) tokens, masked positions holding the mask token.
-            attention_mask: (B, L), 1 = token, 0 = padding on either side; or (B, 1, L, L) bool, true = attend; None
-                attends everywhere.
+            attention_mask: (B, L), 1 = token, 0 = padding on either side, which takes no part (logits there are 0, and
+                no other output is for it); or (B, 1, L, L) bool, true = attend; None attends everywhere.
             position_ids: (B, L); by default the count of tokens before, so that padding does not shift a row.
             inputs_embeds: (B, L, D) instead of `input_ids`.
             logits_positions: (B, L) bool, the head runs at these N positions only, row by row; or (B, K) int64, the
@@ -293,6 +331,7 @@ class LLaDAModelLM(PreTrainedModel):
             cache: empty: keeps the keys and values of this pass. Filled: `input_ids` are the columns from
                 `first_column` on of a canvas that the mask covers whole; what the cache knows stands in for the others.
             first_column: the canvas's column of the first of `input_ids`; `logits_positions` count from it.
+            packing: of the (B, L) mask, where the caller has it; without it the device is waited for to make it.
             chunk_size: positions a chunk of the head.
             use_cache, return_dict, kwargs: accepted for transformers' callers; a diffusion model keeps no cache.
 
@@ -300,26 +339,39 @@ class LLaDAModelLM(PreTrainedModel):
             `MaskedDiffusionOutput`.
         """
         transformer = self.model.transformer
+        if packing is None and cache is None and attention_mask is not None and attention_mask.dim() == 2:
+            packing = Packing.of(attention_mask)
+            attention_mask = None if packing is None else attention_mask
+        columns = None
+        if logits_positions is not None and logits_positions.dtype != torch.bool:
+            columns = logits_positions
+        rows = None if columns is None else columns.shape
+        if packing is not None:
+            attention_mask = None
+            input_ids, inputs_embeds, position_ids = (
+                None if part is None else packing.pack(part) for part in (input_ids, inputs_embeds, position_ids)
+            )
+            position_ids = packing.position_ids if position_ids is None else position_ids
+            columns = None if columns is None else packing.pack_columns(columns)
         if inputs_embeds is None:
             inputs_embeds = transformer["wte"](input_ids)
         x = transformer["emb_drop"](inputs_embeds)
         if position_ids is None:
             position_ids = default_positions(x, attention_mask, first_column)
         cos, sin = rotary_embedding(position_ids, self.config.head_dim, self.config.rope_theta)
-        windowed = cache is not None and cache.filled
-        mask = self._attention_input(attention_mask, x, windowed)
-        columns = None
-        if logits_positions is not None and logits_positions.dtype != torch.bool:
-            columns = logits_positions
+        mask = self._attention_input(attention_mask, x)
         blocks = transformer["blocks"]
         for block in blocks if columns is None else blocks[:-1]:
-            x = block(x, cos, sin, mask, cache=cache, first_column=first_column)
+            x = block(x, cos, sin, mask, cache=cache, first_column=first_column, packing=packing)
         if columns is not None:
-            rows = None if mask is None else mask_of_columns(mask, columns)
-            x = blocks[-1](x, cos, sin, rows, columns, cache, first_column)
+            seen = None if mask is None else mask_of_columns(mask, columns)
+            x = blocks[-1](x, cos, sin, seen, columns, cache, first_column, packing)
         hidden = transformer["ln_f"](x)
-        if columns is not None:
+        if rows is not None:
+            hidden = hidden.view(*rows, -1)
             return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
+        if packing is not None:
+            hidden = packing.unpack(hidden)
         if logits_positions is None:
             return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
         chosen = hidden[logits_positions]
@@ -353,21 +405,18 @@ class LLaDAModelLM(PreTrainedModel):
         """Inputs of one forward pass; peft asks every model with a head for it. Decoding itself is a sampler's work."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def _attention_input(self, attention_mask: Tensor | None, x: Tensor, windowed: bool) -> Tensor | None:
-        """The mask as the configured attention implementation takes it; padding queries see everything but padding."""
+    @staticmethod
+    def _attention_input(attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """The mask as (B, 1, W, L) bool, from one of that shape or from the (B, L) that comes with a cache."""
         if attention_mask is None or attention_mask.dim() == 4:
             return attention_mask
         if attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             return None
-        if "flash" in (self.config._attn_implementation or "") and not windowed:
-            return attention_mask
         return attention_mask.bool()[:, None, None, :].expand(-1, 1, x.shape[1], -1)
 
 
 def mask_of_columns(mask: Tensor, columns: Tensor) -> Tensor:
-    """The mask (B, 1, K, L) of the queries at `columns` (B, K), from (B, L) or (B, 1, L', L)."""
-    if mask.dim() == 2:
-        return mask.bool()[:, None, None, :].expand(-1, 1, columns.shape[1], -1)
+    """The mask (B, 1, K, L) of the queries at `columns` (B, K), from (B, 1, L', L)."""
     return at_columns(mask.squeeze(1), columns).unsqueeze(1)
 
 

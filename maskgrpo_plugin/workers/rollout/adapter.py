@@ -1,7 +1,8 @@
 """The rollout's side in the training process: resume, release and weight updates of the replica's server."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import ray
@@ -9,7 +10,7 @@ import torch
 from verl.utils.device import get_device_id, get_device_name
 from verl.workers.rollout.base import BaseRollout
 
-from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
+from maskgrpo_plugin.workers.rollout.weight_transfer import packed_bytes, send_weights
 
 
 def server_name(rollout: str, replica_rank: int) -> str:
@@ -46,12 +47,21 @@ class ServerAdapter(BaseRollout):
     @torch.no_grad()
     async def update_weights(
         self,
-        weights: Generator[tuple[str, torch.Tensor], None, None],
+        weights: Iterable[tuple[str, torch.Tensor]],
         global_steps: int | None = None,
         wire_format: str = "named_tensors",
+        peft_config: dict[str, Any] | None = None,
+        base_sync_done: bool = True,
         **_: Any,
     ) -> None:
         """Stream full tensors to the server; ranks that lead no replica still take part in gathering them.
+
+        Args:
+            weights: names and tensors: all parameters, or a part of a model with a LoRA adapter.
+            global_steps: the step that the weights are of.
+            wire_format: verl's name of what `weights` holds.
+            peft_config: peft's settings of the adapter; None where `weights` are all parameters.
+            base_sync_done: with an adapter: `weights` are the adapter's; False: its base's.
 
         Raises:
             NotImplementedError: another wire format than `named_tensors`.
@@ -63,10 +73,14 @@ class ServerAdapter(BaseRollout):
                 pass
             return
         server = self._server_handle()
+        bucket_bytes = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
+        if peft_config is not None and base_sync_done:
+            weights = list(weights)
+            bucket_bytes = min(bucket_bytes, packed_bytes(tensor for _, tensor in weights))
         await send_weights(
             weights,
-            server.receive_bucket.remote,
-            bucket_bytes=self.config.checkpoint_engine.update_weights_bucket_megabytes << 20,
+            partial(server.receive_bucket.remote, peft_config=peft_config, base_sync_done=base_sync_done),
+            bucket_bytes=bucket_bytes,
             device=torch.device(get_device_name(), *([] if get_device_name() == "cpu" else [get_device_id()])),
         )
         if global_steps is not None:

@@ -1,14 +1,17 @@
-"""Dynamic batching of concurrent requests: full batches at once, others after a bounded wait."""
+"""Dynamic batching of concurrent requests: full batches at once, others after a bounded wait; later requests may join a
+batch that is running.
+"""
 
 import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One generation request; `kind` names what may share a batch (for example its sampling options), `payload` is
     whatever else the batch's function needs of it.
@@ -43,22 +46,56 @@ class BatchingMetrics:
     busy_s: float = 0.0
 
     def summary(self, max_batch: int) -> dict[str, float]:
-        """Rates for the tracker: tokens/s, model calls a token, and the share of batch places that were used."""
+        """Rates for the tracker: tokens/s, model calls a token, and the share of `max_batch` rows in a forward pass."""
         return {
             "tokens_per_s": self.tokens / self.busy_s if self.busy_s else 0.0,
             "model_calls_per_token": self.row_model_calls / self.tokens if self.tokens else 0.0,
             "model_calls": float(self.model_calls),
-            "batch_fill": self.requests / (self.batches * max_batch) if self.batches else 0.0,
+            "batch_fill": self.row_model_calls / (self.model_calls * max_batch) if self.model_calls else 0.0,
             "requests": float(self.requests),
             "busy_s": self.busy_s,
         }
+
+
+class Batch:
+    """A running batch: what it began with, what may still join it, and where its answers go. Used in the thread that
+    runs it.
+
+    Attributes:
+        requests: what it began with, at least one, all of one kind.
+        kind: theirs.
+    """
+
+    def __init__(self, batcher: "DynamicBatcher", requests: list[Request], loop: asyncio.AbstractEventLoop):
+        self.requests, self.kind = requests, requests[0].kind
+        self.unanswered = list(requests)
+        self._batcher, self._loop = batcher, loop
+
+    def take(self, places: int) -> list[Request]:
+        """At most `places` waiting requests of the same kind, oldest first, which join the batch; none while the
+        batcher is paused, or where one of another kind has waited longest.
+        """
+        taken = self._batcher.take(self.kind, places)
+        self.unanswered += taken
+        return taken
+
+    def answer(self, request: Request, result: Any) -> None:
+        """Give a request its result; the batch goes on."""
+        self.unanswered.remove(request)
+        self._batcher.metrics.requests += 1
+        self._loop.call_soon_threadsafe(_settle, request.future, result)
+
+
+def _settle(future: asyncio.Future, result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 class DynamicBatcher:
     """Collect requests and hand them to `run` in batches, oldest first, one kind a batch.
 
     Args:
-        run: called in a thread with a list of requests; returns one result each, in order.
+        run: called in a thread with a `Batch`; answers every request of it and those that it takes on.
         max_batch: most requests a batch, at least 1.
         max_wait_s: longest that the oldest request waits for company, in seconds.
         quiet_s: a batch also runs once no request has come for so long, in seconds.
@@ -66,7 +103,7 @@ class DynamicBatcher:
 
     def __init__(
         self,
-        run: Callable[[Sequence[Request]], Sequence[Any]],
+        run: Callable[[Batch], None],
         *,
         max_batch: int,
         max_wait_s: float,
@@ -77,6 +114,7 @@ class DynamicBatcher:
         self._max_wait_s = max_wait_s
         self._quiet_s = max_wait_s if quiet_s is None else quiet_s
         self._waiting: dict[Hashable, deque[Request]] = {}
+        self._lock = threading.Lock()
         self._changed = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
@@ -88,14 +126,23 @@ class DynamicBatcher:
     async def submit(self, prompt_ids: list[int], *, seed: int, kind: Hashable, payload: Any = None) -> Any:
         """Queue one request and wait for its result; an error of its batch is raised here."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(kind, deque()).append(Request(prompt_ids, seed, kind, future, payload))
+        with self._lock:
+            self._waiting.setdefault(kind, deque()).append(Request(prompt_ids, seed, kind, future, payload))
         self._changed.set()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve())
         return await future
 
+    def take(self, kind: Hashable, most: int) -> list[Request]:
+        """Take up to `most` requests of the kind out of the queue; none while paused, or where another kind is next."""
+        with self._lock:
+            queue = self._oldest()
+            if not self._open.is_set() or queue is None or queue[0].kind != kind:
+                return []
+            return [queue.popleft() for _ in range(min(len(queue), most))]
+
     async def pause(self) -> None:
-        """Hold further batches back and wait until the running one has ended."""
+        """Hold further requests back and wait until the running batch has ended."""
         self._open.clear()
         await self._idle.wait()
 
@@ -105,8 +152,9 @@ class DynamicBatcher:
 
     def abort(self) -> list[Request]:
         """Take every waiting request out of the queue and return them; their futures are left to the caller."""
-        waiting = [request for queue in self._waiting.values() for request in queue]
-        self._waiting.clear()
+        with self._lock:
+            waiting = [request for queue in self._waiting.values() for request in queue]
+            self._waiting.clear()
         return waiting
 
     def pop_metrics(self) -> dict[str, float]:
@@ -132,29 +180,25 @@ class DynamicBatcher:
                 except asyncio.TimeoutError:
                     pass
                 continue
-            batch = [queue.popleft() for _ in range(min(len(queue), self.max_batch))]
+            batch = Batch(self, self.take(queue[0].kind, self.max_batch), asyncio.get_running_loop())
             self._idle.clear()
+            error: Exception | None = None
             try:
-                results = await asyncio.to_thread(self._timed_run, batch)
-            except Exception as error:
-                for request in batch:
-                    if not request.future.done():
-                        request.future.set_exception(error)
-            else:
-                for request, result in zip(batch, results, strict=True):
-                    if not request.future.done():
-                        request.future.set_result(result)
+                await asyncio.to_thread(self._timed_run, batch)
+            except Exception as raised:
+                error = raised
             finally:
                 self._idle.set()
+            for request in batch.unanswered:
+                if not request.future.done():
+                    request.future.set_exception(error or RuntimeError("the batch ended without this answer"))
 
     def _oldest(self) -> deque[Request] | None:
         queues = [queue for queue in self._waiting.values() if queue]
         return min(queues, key=lambda queue: queue[0].arrived) if queues else None
 
-    def _timed_run(self, batch: list[Request]) -> Sequence[Any]:
+    def _timed_run(self, batch: Batch) -> None:
         started = time.monotonic()
-        results = self._run(batch)
+        self._run(batch)
         self.metrics.busy_s += time.monotonic() - started
         self.metrics.batches += 1
-        self.metrics.requests += len(batch)
-        return results

@@ -13,36 +13,22 @@ from verl.utils.device import get_device_name, get_torch_device
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.rollout.replica import TokenOutput
 
-from maskgrpo_plugin.diffusion.samplers import build_sampler
+from maskgrpo_plugin.diffusion.samplers import Sampler, SemiAutoregressiveSampler, build_sampler
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
-from maskgrpo_plugin.workers.rollout.batching import DynamicBatcher, Request
+from maskgrpo_plugin.workers.rollout.batching import Batch, DynamicBatcher, Request
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, pad_left
-from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
+from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate_parameters, serves_adapter
+from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
 
 logger = logging.getLogger(__name__)
 
 
-def allocate_parameters(model: Any, device: torch.device) -> None:
-    """Give parameters on the meta device uninitialised memory on `device`; buffers (such as rotary frequencies, which
-    no weight sync sends) move there with their values.
-    """
+def compile_layers(model: Any) -> None:
+    """Compile each of the model's repeated layers (`_no_split_modules`) by itself, for any shape, when first called."""
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device=device), False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.to(device)
-    model.tie_weights()
-
-
-def release_parameters(model: Any) -> None:
-    """Free the memory of the parameters; buffers stay."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), False)
+        if type(module).__name__ in model._no_split_modules:
+            module.compile(dynamic=True)
 
 
 class RolloutServer:
@@ -63,15 +49,23 @@ class RolloutServer:
         self.stop_token_ids = stop_token_ids(self.tokenizer)
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self.global_steps: int | None = None
-        self.received: set[str] = set()
         self.model: Any = self._load_model()
-        self.has_weights = self.config.load_format != "dummy"
+        self.weights = ModelWeights(
+            self.model,
+            loaded=self.config.load_format != "dummy",
+            outlives_sleep=serves_adapter(self.model_config),
+        )
         self.batcher = DynamicBatcher(
             self._run,
             max_batch=self.config.max_num_seqs,
             max_wait_s=self.config.max_wait_ms / 1000,
             quiet_s=self.config.quiet_ms / 1000,
         )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model can generate."""
+        return self.weights.ready
 
     def _load_model(self) -> torch.nn.Module:
         dtype = PrecisionType.to_dtype(self.config.dtype)
@@ -119,24 +113,23 @@ class RolloutServer:
         output.extra_fields["global_steps"] = self.global_steps
         return output
 
-    def _run(self, batch: Sequence[Request]) -> list[TokenOutput]:
+    def _run(self, batch: Batch) -> None:
         if not self.has_weights:
             raise RuntimeError(f"rollout replica {self.replica_rank} was asked to generate before it had weights")
-        width = max(max(len(r.prompt_ids), len(r.payload.uncond_ids) if r.payload else 0) for r in batch)
-        input_ids, attention_mask = pad_left([tuple(r.prompt_ids) for r in batch], width, self.pad_token_id)
-        padded = bool((attention_mask == 0).any())
-        generators = [torch.Generator(self.device).manual_seed(request.seed) for request in batch]
-        temperature: float = batch[0].kind[0]  # type: ignore[index]
         with torch.inference_mode():
-            outputs = self._generate(
-                batch,
-                input_ids.to(self.device),
-                attention_mask.to(self.device) if padded else None,
-                generators,
-                temperature,
-            )
-        self.batcher.metrics.tokens += sum(self._answer_length(output.token_ids) for output in outputs)
-        return outputs
+            self._generate(batch)
+
+    def _answer(self, batch: Batch, request: Request, output: TokenOutput) -> None:
+        self.batcher.metrics.tokens += self._answer_length(output.token_ids)
+        batch.answer(request, output)
+
+    def _inputs(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Generator]]:
+        """Prompts (B, P), padded on the left, their mask where there is padding, and each row's noise."""
+        width = max(max(len(r.prompt_ids), len(r.payload.uncond_ids) if r.payload else 0) for r in requests)
+        input_ids, attention_mask = pad_left([tuple(r.prompt_ids) for r in requests], width, self.pad_token_id)
+        padded = bool((attention_mask == 0).any())
+        generators = [torch.Generator(self.device).manual_seed(request.seed) for request in requests]
+        return input_ids.to(self.device), attention_mask.to(self.device) if padded else None, generators
 
     def _answer_length(self, token_ids: list[int]) -> int:
         """Tokens up to and with the first end token."""
@@ -145,55 +138,36 @@ class RolloutServer:
                 return index + 1
         return len(token_ids)
 
-    def _generate(
-        self,
-        batch: Sequence[Request],
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        generators: list[torch.Generator],
-        temperature: float,
-    ) -> list[TokenOutput]:
+    def _generate(self, batch: Batch) -> None:
+        """Answer every request of the batch."""
         raise NotImplementedError
 
-    async def receive_bucket(self, bucket: Bucket) -> None:
-        """Copy one bucket of the actor's weights; the last one lets generation run again.
+    async def receive_bucket(
+        self, bucket: Bucket, peft_config: dict[str, Any] | None = None, base_sync_done: bool = True
+    ) -> None:
+        """Copy one bucket of the actor's weights; the one that completes them lets generation run again.
 
-        Raises:
-            KeyError: a tensor that the model does not have.
-            RuntimeError: some of the model's parameters were not sent.
+        Args:
+            bucket: as delivered.
+            peft_config, base_sync_done: verl's, see `ModelWeights.receive`, also for the errors.
         """
         await self.batcher.pause()
-        targets = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-
-        def copy(name: str, tensor: torch.Tensor) -> None:
-            if name not in targets:
-                raise KeyError(f"weight sync sent {name!r}, which the rollout model does not have")
-            targets[name].copy_(tensor)
-            self.received.add(name)
-
-        with torch.no_grad():
-            read_bucket(bucket, copy)
-        if not bucket.is_last:
-            return
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        missing = {name for name, _ in self.model.named_parameters()} - self.received - tied
-        self.received.clear()
-        if missing:
-            raise RuntimeError(f"weight sync left out {len(missing)} parameters, among them {sorted(missing)[:5]}")
-        self.has_weights = True
-        self.batcher.resume()
+        if self.weights.receive(bucket, peft_config, base_sync_done):
+            self.batcher.resume()
 
     async def wake_up(self, tags: list[str] | None = None) -> None:
-        """Take device memory for the weights again; on a GPU they are valid after the next weight sync."""
-        if next(self.model.parameters()).is_meta:
-            allocate_parameters(self.model, self.device)
+        """Take device memory for the weights again. Those under a LoRA adapter come back from host memory with their
+        values, others are valid after the next weight sync.
+        """
+        self.weights.restore(self.device)
 
     async def sleep(self) -> None:
-        """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU)."""
+        """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU, nor
+        with `rollout.free_cache_engine=false`).
+        """
         await self.batcher.pause()
-        if self.device.type != "cpu":
-            release_parameters(self.model)
-            self.has_weights = False
+        if self.device.type != "cpu" and self.config.free_cache_engine:
+            self.weights.release()
             get_torch_device().empty_cache()
 
     async def set_global_steps(self, global_steps: int) -> None:
@@ -244,21 +218,61 @@ class DiffusionServer(RolloutServer):
         super().__init__(config, model_config, replica_rank)
         family: Any = build_family(self.model_config.hf_config, self.tokenizer)
         self.family = family
+        if self.config.compile:
+            compile_layers(self.model)
         self.image_decoder: Any = None
         if self.config.image.tokenizer_path:
             self.image_decoder = ImageDecoder(self.config.image.tokenizer_path, family, self.device)
             self.grid = self.config.image.grid(self.family, self.image_decoder.model.config)
 
-    def _generate(self, batch, input_ids, attention_mask, generators, temperature):
+    def _generate(self, batch: Batch) -> None:
         options = self.config.sampler.options(
-            response_length=self.config.response_length, temperature=temperature, stop_token_ids=self.stop_token_ids
+            response_length=self.config.response_length,
+            temperature=batch.kind[0],  # type: ignore[index]
+            stop_token_ids=self.stop_token_ids,
         )
+        if batch.requests[0].payload is not None:
+            options["vocab_slice"] = self.family.image.vocab_slice
+        sampler = build_sampler(self.config.sampler.name, **options)
+        if isinstance(sampler, SemiAutoregressiveSampler):
+            self._generate_blocks(batch, sampler)
+        else:
+            self._generate_whole(batch, sampler)
+
+    def _generate_blocks(self, batch: Batch, sampler: SemiAutoregressiveSampler) -> None:
+        """Decode block by block; rows that end are answered, and waiting requests take their places."""
+        mask_token_id = self.family.mask_token_id
+        decoder = sampler.decoder(self.model, mask_token_id=mask_token_id, pad_token_id=self.pad_token_id)
+        requests: dict[int, Request] = {}
+        joining = batch.requests
+        while joining or decoder.running:
+            if joining:
+                input_ids, attention_mask, generators = self._inputs(joining)
+                length = sampler.response_length
+                tokens = torch.nn.functional.pad(input_ids, (0, length), value=mask_token_id)
+                if attention_mask is not None:
+                    attention_mask = torch.nn.functional.pad(attention_mask, (0, length), value=1)
+                numbers = decoder.join(tokens, attention_mask, generators)
+                requests.update(zip(numbers, joining, strict=True))
+            before = decoder.model_calls
+            decoder.decode_block()
+            self.batcher.metrics.model_calls += decoder.model_calls - before
+            for row in decoder.leave():
+                self.batcher.metrics.row_model_calls += row.model_calls
+                fields = {"reveal_step": row.reveal_step.tolist(), "model_calls": row.model_calls}
+                output = TokenOutput(token_ids=row.response.tolist(), stop_reason="completed", extra_fields=fields)
+                self._answer(batch, requests.pop(row.number), output)
+            joins = bool(requests) and decoder.takes_rows
+            joining = batch.take(self.batcher.max_batch - len(requests)) if joins else []
+
+    def _generate_whole(self, batch: Batch, sampler: Sampler) -> None:
+        """Fill all canvases of the batch together."""
+        input_ids, attention_mask, generators = self._inputs(batch.requests)
         start = input_ids.shape[1]
         extra: dict[str, Any] = {}
-        if batch[0].payload is not None:
-            input_ids, attention_mask, extra = self._image_canvas(batch, input_ids, attention_mask)
-            options["vocab_slice"] = self.family.image.vocab_slice
-        sampler: Any = build_sampler(self.config.sampler.name, **options)
+        is_image = batch.requests[0].payload is not None
+        if is_image:
+            input_ids, attention_mask, extra = self._image_canvas(batch.requests, input_ids, attention_mask)
         output = sampler.generate(
             self.model,
             input_ids,
@@ -267,45 +281,45 @@ class DiffusionServer(RolloutServer):
             generator=generators,
             **extra,
         )
-        self.batcher.metrics.model_calls += int(output.model_calls)
         calls = output.row_model_calls.tolist()
+        self.batcher.metrics.model_calls += int(output.model_calls)
         self.batcher.metrics.row_model_calls += sum(calls)
         responses = output.sequences[:, start:]
         reveals = output.reveal_step[:, start:].tolist()
         fields = [{"reveal_step": reveal, "model_calls": n} for reveal, n in zip(reveals, calls, strict=True)]
-        if batch[0].payload is not None and self.image_decoder is not None:
-            for field, image in zip(fields, self._decode_images(batch, responses), strict=True):
+        if is_image and self.image_decoder is not None:
+            for field, image in zip(fields, self._decode_images(batch.requests, responses), strict=True):
                 field["image"] = image
-        return [
-            TokenOutput(token_ids=response, stop_reason="completed", extra_fields=field)
-            for response, field in zip(responses.tolist(), fields, strict=True)
-        ]
+        for request, response, field in zip(batch.requests, responses.tolist(), fields, strict=True):
+            self._answer(batch, request, TokenOutput(token_ids=response, stop_reason="completed", extra_fields=field))
 
     def _image_canvas(
-        self, batch: Sequence[Request], input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+        self, requests: Sequence[Request], input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
         """Prompts (B, P) with their canvases, the mask of both, and the sampler's unconditional prompts."""
-        canvas = torch.tensor([request.payload.canvas_ids for request in batch], device=self.device)
+        canvas = torch.tensor([request.payload.canvas_ids for request in requests], device=self.device)
         tokens = torch.cat([input_ids, canvas], dim=1)
         extra = {}
         if self.config.sampler.cfg_scale > 0:
-            uncond = [request.payload.uncond_ids for request in batch]
+            uncond = [request.payload.uncond_ids for request in requests]
             ids, mask = pad_left(uncond, input_ids.shape[1], self.pad_token_id)
             extra = {"uncond_input_ids": ids.to(self.device), "uncond_attention_mask": mask.to(self.device)}
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(canvas)], dim=1)
         return tokens, attention_mask, extra
 
-    def _decode_images(self, batch: Sequence[Request], responses: torch.Tensor) -> list[Any]:
+    def _decode_images(self, requests: Sequence[Request], responses: torch.Tensor) -> list[Any]:
         """Pixels of each response, (H, W, 3) uint8; all canvases of a batch hold their image tokens at one place."""
-        where = [n for n, token in enumerate(batch[0].payload.canvas_ids) if token == self.family.mask_token_id]
+        where = [n for n, token in enumerate(requests[0].payload.canvas_ids) if token == self.family.mask_token_id]
         return self.image_decoder.decode(responses[:, where], self.grid)
 
 
 class TransformersServer(RolloutServer):
     """Serves an autoregressive transformers model by ancestral sampling with a key-value cache."""
 
-    def _generate(self, batch, input_ids, attention_mask, generators, temperature):
+    def _generate(self, batch: Batch) -> None:
+        input_ids, attention_mask, generators = self._inputs(batch.requests)
+        temperature: float = batch.kind[0]  # type: ignore[index]
         rows = input_ids.shape[0]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -335,10 +349,9 @@ class TransformersServer(RolloutServer):
             tokens = chosen.unsqueeze(-1)
             positions = positions[:, -1:] + 1
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(rows, 1)], dim=-1)
-        return [
-            TokenOutput(token_ids=response, stop_reason="completed", extra_fields={"model_calls": len(response)})
-            for response in responses
-        ]
+        for request, response in zip(batch.requests, responses, strict=True):
+            fields = {"model_calls": len(response)}
+            self._answer(batch, request, TokenOutput(token_ids=response, stop_reason="completed", extra_fields=fields))
 
     @staticmethod
     def _choose(

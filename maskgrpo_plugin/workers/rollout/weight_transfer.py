@@ -59,6 +59,15 @@ class _SendBuffer:
             self.memory.unlink()
 
 
+def packed_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of a bucket that holds all the tensors."""
+    return max(sum(map(_aligned, tensors)), ALIGNMENT)
+
+
+def _aligned(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
 async def send_weights(
     weights: Iterable[tuple[str, Tensor]],
     deliver: Callable[[Bucket], Awaitable[Any]],
@@ -96,7 +105,7 @@ async def send_weights(
             place = buffer.tensor[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             place.copy_(tensor, non_blocking=True)
             entries.append((name, tuple(tensor.shape), tensor.dtype, used))
-            used += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+            used += _aligned(tensor)
         await flush(True)
     finally:
         buffer.close()
