@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -35,7 +36,7 @@ def tokenizer(chain):
 @pytest.fixture(scope="module")
 def problems(chain):
     rng = random.Random(0)
-    return [(steps, chain.draw_problem(rng, steps)) for steps in range(1, 7) for _ in range(200)]
+    return [(steps, chain.draw_problem(rng, steps)) for steps in range(1, 6) for _ in range(200)]
 
 
 def totals(question):
@@ -75,21 +76,53 @@ def test_texts_are_tokens_and_fit(chain, tokenizer, problems):
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
         lengths.append((steps, len(ids)))
-    assert max(n for steps, n in lengths if steps in chain.SHORT_STEPS) < chain.SHORT_LENGTH
-    assert max(n for _, n in lengths) < chain.RECIPE.response_length
+    for stage in chain.CURRICULUM:
+        assert stage.length % chain.BLOCK == 0
+        assert max(n for steps, n in lengths if steps in stage.steps) < stage.length
     assert max(n for _, n in lengths) > 3 * min(n for _, n in lengths)
 
 
 def test_encode_pads_prompts_left_and_fills_responses(chain, tokenizer, problems):
     chosen = [problems[0][1], problems[-1][1]]
-    prompts, responses = chain.encode(tokenizer, chosen, 96)
-    assert responses.shape == (2, 96)
+    prompts, responses = chain.encode(tokenizer, chosen, 64)
+    assert responses.shape == (2, 64)
     for problem, prompt, response in zip(chosen, prompts, responses, strict=True):
         assert tokenizer.decode(prompt).replace("<|pad|>", "") == f"<|bos|>{problem.question}"
         assert tokenizer.decode(response).replace("<|endoftext|>", "") == problem.chain
         assert response[-1] == tokenizer.eos_token_id
     with pytest.raises(ValueError, match="too short"):
         chain.encode(tokenizer, chosen, 16)
+
+
+def test_training_canvases_are_those_of_block_decoding(chain):
+    mask, eos, vocabulary = 50, 49, 51
+    rng = torch.Generator().manual_seed(0)
+    prompts = torch.randint(0, 40, (64, 5), generator=rng)
+    responses = torch.randint(0, 40, (64, 48), generator=rng)
+    for row, length in enumerate(torch.randint(1, 48, (64,), generator=rng).tolist()):
+        responses[row, length:] = eos
+    table = torch.randn(64, 53, vocabulary, generator=rng)
+    seen = []
+
+    def model(canvas):
+        seen.append(canvas)
+        return SimpleNamespace(logits=table)
+
+    loss = chain.block_loss(model, prompts, responses, mask, eos, torch.Generator().manual_seed(1))
+    (canvas,) = seen
+    assert torch.equal(canvas[:, :5], prompts)
+    losses, blocks = [], set()
+    for row in range(64):
+        hidden = (canvas[row, 5:] == mask).tolist()
+        start = hidden.index(True) // 16 * 16
+        blocks.add(start)
+        assert all(hidden[start + 16 :]) and start <= (responses[row] != eos).sum()
+        assert torch.equal(canvas[row, 5:][~torch.tensor(hidden)], responses[row][~torch.tensor(hidden)])
+        for place in range(start, start + 16):
+            if hidden[place]:
+                losses.append(-table[row, 5 + place].log_softmax(-1)[responses[row, place]])
+    assert blocks == {0, 16, 32}
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
 def test_validation_problems_are_never_trained_on(chain):
@@ -106,7 +139,7 @@ def test_pretraining_lowers_the_loss_and_the_folder_loads(chain, tmp_path):
     recipe = replace(small, max_steps=30, evaluation_rows=2)
     measured, losses = chain.make(tmp_path, recipe, rows=5)
     assert len(losses) == 30 and 0 <= measured <= 1
-    assert sum(losses[-5:]) < sum(losses[:5])
+    assert sum(losses[20:]) < sum(losses[:10])
 
     maskgrpo_plugin.models.register()
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
