@@ -9,7 +9,7 @@ import argparse
 import logging
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,11 +69,16 @@ class Recipe:
     target_accuracy: float = 0.92  # on held-out sums without a carry
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of one token a character, with LLaDA's special tokens and a template that adds only `<|bos|>`."""
-    vocabulary = {token: n for n, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
+def make_tokenizer(pieces: Sequence[str] = CHARACTERS, pattern: str = r"[\s\S]") -> PreTrainedTokenizerFast:
+    """A tokenizer of one token a piece, with LLaDA's special tokens and a template that adds only `<|bos|>`.
+
+    Args:
+        pieces: texts that are tokens; by default characters.
+        pattern: regular expression that cuts a text into pieces; none of them is dropped.
+    """
+    vocabulary = {token: n for n, token in enumerate((*SPECIAL_TOKENS, *pieces))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
