@@ -1,9 +1,11 @@
 """Arithmetic rate of the rollout's forward pass against that of the device's fastest matrix product, in one run.
 
-  python benchmarks/forward.py                                             # on the CPU, small
-  python benchmarks/forward.py --size 8b --batches 1 6 32 --compile        # on a GPU
+  python benchmarks/forward.py --compile                                           # on the CPU, small
+  python benchmarks/forward.py --size 8b --batches 1 6 32 --compile --mixed        # on a GPU
 
 A pass is the exact mode's: the whole canvas through the layers, the last queries and the head at half a block of 32.
+With `--mixed` there is also a batch whose prompts fill 1/8 to all of half the canvas: with its padding masked (`padded`,
+which flash attention does not take) and left out (`packed`), which is what the sampler does. TFLOP/s are of the rest.
 """
 
 import argparse
@@ -21,37 +23,66 @@ from common import (
     write_table,
 )
 
+from maskgrpo_plugin.diffusion.packing import Packing
+
 COLUMNS = 16
 
 
-def measure(options: argparse.Namespace, batch: int, attention: str, compiled: bool, rate: float) -> list[str]:
-    """One line of the table."""
+def padding_mask(batch: int, canvas: int) -> torch.Tensor:
+    """The mask (B, L) of prompts of 1/8 to all of half the canvas, padded on the left, and full responses."""
+    prompt = canvas // 2
+    lengths = torch.linspace(prompt // 8, prompt, batch).long().unsqueeze(1)
+    return (torch.arange(canvas) >= prompt - lengths).long()
+
+
+def inputs(mask: torch.Tensor | None, layout: str) -> dict[str, Any]:
+    """What the model takes beside the tokens."""
+    if mask is None:
+        return {}
+    if layout == "packed":
+        return {"attention_mask": mask, "packing": Packing.of(mask)}
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    seen = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+    return {"attention_mask": seen, "position_ids": positions}
+
+
+def measure(options: argparse.Namespace, batch: int, attention: str, layout: str, rate: float) -> list[list[str]]:
+    """Lines of the table: eager, and compiled where asked for."""
     device, dtype = device_of(options)
     model = make_model(options.size, options.vocabulary, device, dtype, attention=attention)
-    if compiled:
-        from maskgrpo_plugin.workers.rollout.server import compile_layers
-
-        compile_layers(model)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, options.vocabulary - 2, (batch, options.canvas), generator=generator).to(device)
     columns = torch.arange(options.canvas // 2, options.canvas // 2 + COLUMNS, device=device).expand(batch, -1)
+    mask = None if layout == "full" else padding_mask(batch, options.canvas).to(device)
+    extra = inputs(mask, layout)
+    used = tokens.numel() if mask is None else int(mask.sum())
 
     @torch.no_grad()
     def run() -> Any:
-        return model(tokens, logits_positions=columns).logits.shape
+        return model(tokens, logits_positions=columns, **extra).logits.shape
 
-    measured = side_by_side({"pass": run}, device, options.repeats)["pass"]
-    arithmetic = forward_flops(options.size, options.vocabulary, tokens.numel(), options.canvas, columns.numel())
-    return [
-        options.size,
-        f"{batch}×{options.canvas}",
-        attention,
-        "yes" if compiled else "no",
-        f"{1e3 * measured.seconds:.1f}",
-        f"{measured.peak_mib:.0f}",
-        f"{arithmetic / measured.seconds / 1e12:.2f}",
-        f"{arithmetic / measured.seconds / rate:.0%}",
-    ]
+    lines = []
+    for compiled in (False, True) if options.compile else (False,):
+        if compiled:
+            from maskgrpo_plugin.workers.rollout.server import compile_layers
+
+            compile_layers(model)
+        measured = side_by_side({"pass": run}, device, options.repeats)["pass"]
+        arithmetic = forward_flops(options.size, options.vocabulary, used, options.canvas, columns.numel())
+        lines.append(
+            [
+                options.size,
+                f"{batch}×{options.canvas}",
+                layout,
+                attention,
+                "yes" if compiled else "no",
+                f"{1e3 * measured.seconds:.1f}",
+                f"{measured.peak_mib:.0f}",
+                f"{arithmetic / measured.seconds / 1e12:.3f}",
+                f"{arithmetic / measured.seconds / rate:.0%}",
+            ]
+        )
+    return lines
 
 
 def main() -> None:
@@ -64,17 +95,22 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 6])
     parser.add_argument("--attention", nargs="+", default=["sdpa"], help="transformers' names")
     parser.add_argument("--compile", action="store_true", help="also with compiled layers")
+    parser.add_argument("--mixed", action="store_true", help="also prompts of mixed lengths, in the largest batch")
     options = parser.parse_args()
     device, dtype = device_of(options)
     rate = matrix_rate(device, dtype)
+    layouts = [(batch, "full") for batch in options.batches]
+    if options.mixed:
+        layouts += [(max(options.batches), layout) for layout in ("padded", "packed")]
     rows = [
-        measure(options, batch, attention, compiled, rate)
+        line
         for attention in options.attention
-        for compiled in ([False, True] if options.compile else [False])
-        for batch in options.batches
+        for batch, layout in layouts
+        if layout != "padded" or "flash" not in attention
+        for line in measure(options, batch, attention, layout, rate)
     ]
-    rows.append(["matrix product", "", "", "", "", "", f"{rate / 1e12:.2f}", "100%"])
-    write_table(["size", "batch", "attention", "compiled", "ms", "peak MiB", "TFLOP/s", "of matrices"], rows)
+    rows.append(["matrix product", "", "", "", "", "", "", f"{rate / 1e12:.3f}", "100%"])
+    write_table(["size", "batch", "rows", "attention", "compiled", "ms", "peak MiB", "TFLOP/s", "of matrices"], rows)
 
 
 if __name__ == "__main__":

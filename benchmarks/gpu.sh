@@ -31,7 +31,7 @@ if python -c "import flash_attn" 2>/dev/null; then attention+=(flash_attention_2
   echo "# $(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", torch.__version__)')"
   echo
   section forward "Forward pass: half of the matrix rate or more" \
-    python benchmarks/forward.py "${shape[@]}" --batches 1 6 "$batch" --attention "${attention[@]}" --compile
+    python benchmarks/forward.py "${shape[@]}" --batches 1 6 "$batch" --attention "${attention[@]}" --compile --mixed
   section full "Rollout, full answers: exact mode 1.3 times or more" \
     python benchmarks/rollout.py "${shape[@]}" --batch "$batch" --compile
   section gsm8k "Rollout, lengths like GSM8K's: exact mode 2 times or more, approximate mode 8 times or more" \
