@@ -4,7 +4,7 @@
   python benchmarks/forward.py --size 8b --batches 1 6 32 --compile --mixed        # on a GPU
 
 A pass is the exact mode's: the whole canvas through the layers, the last queries and the head at half a block of 32.
-With `--mixed` there is also a batch whose prompts fill 1/8 to all of half the canvas: with its padding masked (`padded`,
+With `--mixed` also a batch whose prompts fill 1/8 to all of half the canvas: with its padding masked (`padded`,
 which flash attention does not take) and left out (`packed`), which is what the sampler does. TFLOP/s are of the rest.
 """
 
