@@ -122,12 +122,15 @@ class PeakMemory:
 def side_by_side(
     implementations: dict[str, Callable[[], Any]], device: torch.device, repeats: int
 ) -> dict[str, Measured]:
-    """Run implementations in turn, `repeats` times each after one run that warms up and whose memory is measured."""
+    """Run implementations in turn, `repeats` times each after one run that warms up and whose memory is measured; with
+    0 repeats the time is that run's.
+    """
     measured, times = {}, {name: [] for name in implementations}
     for name, run in implementations.items():
+        started = time.perf_counter()
         with PeakMemory(device) as memory:
             result = run()
-        measured[name] = Measured(0.0, memory.peak_mib, result)
+        measured[name] = Measured(time.perf_counter() - started, memory.peak_mib, result)
     for _ in range(repeats):
         for name, run in implementations.items():
             if device.type == "cuda":
@@ -138,8 +141,17 @@ def side_by_side(
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - started)
     for name, seconds in times.items():
-        measured[name].seconds = min(seconds)
+        measured[name].seconds = min(seconds, default=measured[name].seconds)
     return measured
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nothing uses: of the device, or of the host for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,7 +2,7 @@
 
   python benchmarks/rollout.py                                  # the two CPU settings of docs/performance.md
   python benchmarks/rollout.py --size 8b --canvas 512 --batch 32 --lengths gsm8k       # on a GPU
-  python benchmarks/rollout.py --grid                           # canvas 256, 512, 1024 × batch 1, 6, 32 × vocabulary
+  python benchmarks/rollout.py --grid                           # canvas 256, 512, 1024 × batch 1, 6, 32 × vocabulary, as fits
   python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --requests 36 --lengths gsm8k   # a queue of requests
   python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --certain 0.25      # and an approximate mode
 
@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import SIZES, add_device_options, device_of, make_model, side_by_side, write_table
+from common import SIZES, add_device_options, device_of, free_bytes, make_model, side_by_side, write_table
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers import build_sampler
@@ -219,8 +219,13 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
 def settings(options: argparse.Namespace) -> list[tuple]:
     """The settings that the command line asks for."""
     if options.grid:
+        fits = free_bytes(torch.device(options.device)) // 24  # logits of the canvas, and two float64 copies of them
         grid = itertools.product((256, 512, 1024), (1, 6, 32), (32000, 126464))
-        return [(options.size or "256x4", v, c // 4, c - c // 4, 32, (c - c // 4) // 8, b) for c, b, v in grid]
+        return [
+            (options.size or "256x4", v, c // 4, c - c // 4, 32, (c - c // 4) // 16, b)
+            for c, b, v in grid
+            if c * b * v < fits
+        ]
     if options.size is None:
         return TARGETS
     response = options.canvas // 2
