@@ -2,7 +2,7 @@
 
   python benchmarks/rollout.py                                  # the two CPU settings of docs/performance.md
   python benchmarks/rollout.py --size 8b --canvas 512 --batch 32 --lengths gsm8k       # on a GPU
-  python benchmarks/rollout.py --grid                           # canvas 256, 512, 1024 × batch 1, 6, 32 × vocabulary, as fits
+  python benchmarks/rollout.py --grid                           # canvas 256, 512, 1024 × batch 1, 6, 32 × vocabulary
   python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --requests 36 --lengths gsm8k   # a queue of requests
   python benchmarks/rollout.py --size 256x4 --canvas 256 --batch 6 --certain 0.25      # and an approximate mode
 
