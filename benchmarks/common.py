@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import maskgrpo_plugin  # noqa: F401  (makes transformers know LLaDA)
+from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -143,6 +144,20 @@ def side_by_side(
     for name, seconds in times.items():
         measured[name].seconds = min(seconds, default=measured[name].seconds)
     return measured
+
+
+def padding_mask(batch: int, prompt: int, response: int) -> torch.Tensor:
+    """The mask (B, L) of prompts that fill 1/8 to all of `prompt` columns, padded on the left, and full responses."""
+    lengths = torch.linspace(prompt // 8, prompt, batch).long().unsqueeze(1)
+    return (torch.arange(prompt + response) >= prompt - lengths).long()
+
+
+def mask_inputs(mask: torch.Tensor, *, packed: bool) -> dict[str, Any]:
+    """What a model takes for a mask (B, L): with padding left out, or masked in the attention."""
+    if packed:
+        return {"attention_mask": mask, "packing": Packing.of(mask)}
+    seen = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+    return {"attention_mask": seen, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 def free_bytes(device: torch.device) -> int:

@@ -18,32 +18,14 @@ from common import (
     device_of,
     forward_flops,
     make_model,
+    mask_inputs,
     matrix_rate,
+    padding_mask,
     side_by_side,
     write_table,
 )
 
-from maskgrpo_plugin.diffusion.packing import Packing
-
 COLUMNS = 16
-
-
-def padding_mask(batch: int, canvas: int) -> torch.Tensor:
-    """The mask (B, L) of prompts of 1/8 to all of half the canvas, padded on the left, and full responses."""
-    prompt = canvas // 2
-    lengths = torch.linspace(prompt // 8, prompt, batch).long().unsqueeze(1)
-    return (torch.arange(canvas) >= prompt - lengths).long()
-
-
-def inputs(mask: torch.Tensor | None, layout: str) -> dict[str, Any]:
-    """What the model takes beside the tokens."""
-    if mask is None:
-        return {}
-    if layout == "packed":
-        return {"attention_mask": mask, "packing": Packing.of(mask)}
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    seen = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
-    return {"attention_mask": seen, "position_ids": positions}
 
 
 def measure(options: argparse.Namespace, batch: int, attention: str, layout: str, rate: float) -> list[list[str]]:
@@ -53,8 +35,9 @@ def measure(options: argparse.Namespace, batch: int, attention: str, layout: str
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, options.vocabulary - 2, (batch, options.canvas), generator=generator).to(device)
     columns = torch.arange(options.canvas // 2, options.canvas // 2 + COLUMNS, device=device).expand(batch, -1)
-    mask = None if layout == "full" else padding_mask(batch, options.canvas).to(device)
-    extra = inputs(mask, layout)
+    half = options.canvas // 2
+    mask = None if layout == "full" else padding_mask(batch, half, options.canvas - half).to(device)
+    extra = {} if mask is None else mask_inputs(mask, packed=layout == "packed")
     used = tokens.numel() if mask is None else int(mask.sum())
 
     @torch.no_grad()

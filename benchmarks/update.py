@@ -5,13 +5,14 @@
   python benchmarks/update.py --grid                            # canvas 256, 512, 1024 × batch 1, 6 × vocabulary
 
 Plain: the head on the whole canvas, cross-entropy in float32 over the response. Ours: the engine's call, head and
-normalisation of masked positions in chunks. Both then take the clipped surrogate and k3 penalty of the masked tokens.
-`TFLOP/s` counts the model's arithmetic, without what gradient checkpointing computes again; `of matrices` is its share
-of the fastest matrix product of this device.
+normalisation of masked positions in chunks, no padding. Both then take the clipped surrogate and k3 penalty of the
+masked tokens. `TFLOP/s` counts the model's arithmetic, without what gradient checkpointing computes again; `of
+matrices` is its share of the fastest matrix product of this device.
 """
 
 import argparse
 import itertools
+from typing import Any
 
 import torch
 from common import (
@@ -20,7 +21,9 @@ from common import (
     device_of,
     forward_flops,
     make_model,
+    mask_inputs,
     matrix_rate,
+    padding_mask,
     side_by_side,
     write_table,
 )
@@ -43,9 +46,11 @@ def loss_of(log_probs: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
     return (0.01 * (difference.exp() - difference - 1) - surrogate).mean()
 
 
-def plain_log_probs(model: nn.Module, noisy: Tensor, tokens: Tensor, masked: Tensor, start: int) -> Tensor:
+def plain_log_probs(
+    model: nn.Module, noisy: Tensor, tokens: Tensor, masked: Tensor, start: int, inputs: dict[str, Any]
+) -> Tensor:
     """Log-probabilities of the masked response tokens by way of the logits of the canvas."""
-    logits = model(noisy).logits[:, start:]
+    logits = model(noisy, **inputs).logits[:, start:]
     losses = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(), tokens[:, start:].flatten(), reduction="none"
     )
@@ -76,12 +81,15 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     )
     advantages = torch.randn(batch, 1, generator=generator).to(device).expand_as(tokens)[view.masked]
     targets = tokens[view.masked]
+    mask = padding_mask(batch, prompt, response).to(device) if options.mixed else None
+    padded = {} if mask is None else mask_inputs(mask, packed=False)
+    packed = {} if mask is None else mask_inputs(mask, packed=True)
 
     def ours() -> Tensor:
-        return model(view.noisy, logits_positions=view.masked, target_ids=targets).log_probs
+        return model(view.noisy, logits_positions=view.masked, target_ids=targets, **packed).log_probs
 
     def plain() -> Tensor:
-        return plain_log_probs(model, view.noisy, tokens, view.masked, prompt)
+        return plain_log_probs(model, view.noisy, tokens, view.masked, prompt, padded)
 
     def step(score) -> tuple[float, float]:
         model.zero_grad(set_to_none=True)
@@ -98,8 +106,8 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     model.zero_grad(set_to_none=True)
     a, b = measured["plain"], measured["ours"]
     difference = max(abs(x - y) / abs(x) for x, y in zip(a.result, b.result, strict=True))
-    masked = int(view.masked.sum())
-    arithmetic = 3 * forward_flops(size, vocabulary, view.noisy.numel(), prompt + response, masked)
+    masked, used = int(view.masked.sum()), tokens.numel() if mask is None else int(mask.sum())
+    arithmetic = 3 * forward_flops(size, vocabulary, used, prompt + response, masked)
     if options.frozen_head:
         arithmetic -= 2.0 * masked * SIZES[size][0] * vocabulary
     rate = arithmetic / b.seconds
@@ -107,7 +115,7 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
     return [
         size,
         f"{vocabulary}",
-        f"{prompt}+{response}",
+        f"{prompt}+{response}" if mask is None else f"≤{prompt}+{response}",
         f"{batch}",
         f"{masked}",
         f"{a.seconds:.2f}",
@@ -144,6 +152,7 @@ def main() -> None:
     parser.add_argument("--mask-ratio", type=float, default=0.8, help="share of the response that is masked")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for both")
     parser.add_argument("--frozen-head", action="store_true", help="as under LoRA, for both")
+    parser.add_argument("--mixed", action="store_true", help="prompts of 1/8 to all of their columns; ours packs them")
     parser.add_argument("--attention", default="sdpa", help="transformers' name: sdpa, flash_attention_2, eager")
     parser.add_argument("--grid", action="store_true", help="all canvases, batches and vocabularies")
     options = parser.parse_args()
