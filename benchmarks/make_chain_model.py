@@ -10,7 +10,7 @@ gives the result after `####`, and is filled with end tokens:
   On Friday 22-3=19
   #### 19
 
-The model is trained from scratch on problems that are not among the validation rows, in about 20 minutes on 2 cores.
+The model is trained from scratch on problems that are not among the validation rows, in about half an hour on 2 cores.
 """
 
 import argparse
@@ -61,7 +61,7 @@ RECIPE = Recipe(
     batch_size=64,
     warmup_steps=50,
     average_decay=0.99,
-    max_steps=4500,
+    max_steps=6000,
     evaluation_rows=128,
     target_accuracy=0.9,
 )
@@ -76,7 +76,7 @@ class Stage:
     length: int
 
 
-CURRICULUM = (Stage(0.33, range(1, 2), 16), Stage(0.55, range(1, 3), 32), Stage(1.0, STEPS, RECIPE.response_length))
+CURRICULUM = (Stage(0.25, range(1, 2), 16), Stage(0.55, range(1, 3), 32), Stage(1.0, STEPS, RECIPE.response_length))
 
 
 @dataclass(frozen=True)
