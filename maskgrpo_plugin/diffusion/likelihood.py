@@ -121,29 +121,40 @@ class _FusedLogProbs(torch.autograd.Function):
             at_target = targets[rows].unsqueeze(-1)
             log_probs[rows] = product.log_softmax(-1, dtype=precise).gather(-1, at_target).squeeze(-1)
             normaliser[rows] = product.gather(-1, at_target).squeeze(-1).to(precise) - log_probs[rows]
-        ctx.save_for_backward(hidden, weight, targets, normaliser, *kept)
+        overwritten = torch.zeros((), dtype=torch.bool)
+        ctx.save_for_backward(hidden, weight, targets, normaliser, overwritten, *kept)
         ctx.chunk_size = chunk_size
         return log_probs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, targets, normaliser, *kept = ctx.saved_tensors
+        hidden, weight, targets, normaliser, overwritten, *kept = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = torch.zeros_like(weight) if needs_weight and not len(hidden) else None
         for number, first in enumerate(range(0, hidden.shape[0], ctx.chunk_size)):
             rows = slice(first, first + ctx.chunk_size)
-            logits = kept[number] if number < len(kept) else hidden[rows] @ weight.T
-            part = grad[rows].to(normaliser.dtype).unsqueeze(-1)
-            of_logits = (logits - normaliser[rows].unsqueeze(-1)).exp_().mul_(-part)
-            of_logits.scatter_add_(-1, targets[rows].unsqueeze(-1), part)
-            of_logits = of_logits.to(hidden.dtype)
+            # `.data`: kept logits become errors in their place, and a second backward pass finds `overwritten` true
+            errors = kept[number].data if number < len(kept) else hidden[rows] @ weight.T
+            if number >= len(kept) or not overwritten:
+                errors = _errors(errors, normaliser[rows], targets[rows])
+            factor = -grad[rows].unsqueeze(-1)
             if grad_hidden is not None:
-                grad_hidden[rows] = of_logits @ weight
-            if grad_weight is not None:
-                grad_weight.addmm_(of_logits.T, hidden[rows])
+                grad_hidden[rows] = (errors @ weight) * factor
+            if needs_weight:
+                scaled = (hidden[rows] * factor).to(hidden.dtype)
+                grad_weight = errors.T @ scaled if grad_weight is None else grad_weight.addmm_(errors.T, scaled)
+        overwritten.data.fill_(hidden.dtype == normaliser.dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+def _errors(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
+    """softmax(z_n) − onehot(o_n) of (N, V) logits, in their dtype; in their place where that is the normaliser's."""
+    in_place = logits.dtype == normaliser.dtype
+    shifted = logits.sub_(normaliser.unsqueeze(-1)) if in_place else logits - normaliser.unsqueeze(-1)
+    minus = torch.full_like(normaliser, -1.0).unsqueeze(-1)
+    return shifted.exp_().scatter_add_(-1, targets.unsqueeze(-1), minus).to(logits.dtype)
 
 
 Score = Callable[[Tensor, Tensor, tuple[int, int] | None], tuple[Tensor, Tensor | None]]

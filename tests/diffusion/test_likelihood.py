@@ -1,5 +1,7 @@
 """Masked log-probabilities and their gradients equal the direct computation, a bounded number of rows at a time."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -215,6 +217,17 @@ def test_fused_values_and_gradients(chunk_size, vocab_slice, trained, kept_mib):
 def test_fused_gradcheck():
     hidden, weight, targets = make_inputs(torch.float64, rows=5)
     assert torch.autograd.gradcheck(lambda h, w: fused_log_probs(h, w, targets, chunk_size=2), (hidden, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hooks", [contextlib.nullcontext, torch.autograd.graph.save_on_cpu])
+def test_fused_backward_passes_may_be_repeated(dtype, hooks):
+    hidden, weight, targets = make_inputs(dtype)
+    with hooks():
+        log_probs = fused_log_probs(hidden, weight, targets, chunk_size=5, kept_mib=512)
+    first, second = (torch.autograd.grad(log_probs.sum(), (hidden, weight), retain_graph=True) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert first[0].abs().max() > 0
 
 
 def test_fused_bfloat16_is_normalised_in_float32():
