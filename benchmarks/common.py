@@ -1,6 +1,8 @@
 """What the benchmarks share: models with random weights, times and peak memory side by side, tables."""
 
 import argparse
+import ctypes
+import gc
 import sys
 import threading
 import time
@@ -99,6 +101,9 @@ class PeakMemory:
             return self
         import psutil
 
+        gc.collect()
+        if sys.platform == "linux":  # freed memory that the allocator still holds would hide what is allocated next
+            ctypes.CDLL(None).malloc_trim(0)
         self._process = psutil.Process()
         self._before = self._top = self._process.memory_info().rss
         self._done = threading.Event()

@@ -96,8 +96,8 @@ def measure(setting: tuple, options: argparse.Namespace) -> list[str]:
         log_probs = score()
         loss = loss_of(log_probs, old, advantages)
         loss.backward()
-        squares = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None)
-        return loss.item(), float(squares) ** 0.5
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return loss.item(), float(nn.utils.get_total_norm(gradients))
 
     with torch.no_grad():
         old = plain().float() + 0.1
