@@ -7,7 +7,7 @@ import argparse
 import sys
 import time
 
-from maskgrpo_plugin.rewards.sandbox import SandboxConfig, active_isolation, run_batch
+from maskgrpo_plugin.sandbox import SandboxConfig, active_isolation, run_batch
 
 PROGRAM = """
 def total(values, offset={offset}):

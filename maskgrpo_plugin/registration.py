@@ -24,7 +24,8 @@ def register() -> None:
     platform.register()
 
     from maskgrpo_plugin import validation
-    from maskgrpo_plugin.rewards import image_manager, manager
+    from maskgrpo_plugin.rewards.images import manager as image_manager
+    from maskgrpo_plugin.rewards.text import manager
     from maskgrpo_plugin.trainer import advantages, losses
     from maskgrpo_plugin.workers.rollout import register_rollouts
 

@@ -370,13 +370,13 @@ def _check_images(config: DictConfig) -> None:
 
 
 def _check_image_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.image_config import check_image_reward_config
+    from maskgrpo_plugin.rewards.images.config import check_image_reward_config
 
     check_image_reward_config(config)
 
 
 def _check_text_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.manager import (
+    from maskgrpo_plugin.rewards.text.manager import (
         REWARD_MANAGER_NAME,
         component_weights,
         sandbox_settings,
@@ -404,7 +404,7 @@ def required_ray_cpus(config: DictConfig) -> int:
     load balancer and each rollout server; three a training rank (verl's colocation slots); and what image scorers ask
     for.
     """
-    from maskgrpo_plugin.rewards.image_config import image_reward_cpus
+    from maskgrpo_plugin.rewards.images.config import image_reward_cpus
 
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0

@@ -151,7 +151,7 @@ def test_image_rewards_are_checked_and_their_cpus_counted(tiny_run):
         preflight(config(tiny_run, image))
     with pytest.raises(ConfigError, match=r"reward\.image\.scorers\.x\.kind='sharpness'"):
         preflight(config(tiny_run, image, "+reward.image.scorers.x.kind=sharpness"))
-    scorer = f"{ROOT}/tests/rewards/image_helpers.py:BrightnessScorer"
+    scorer = f"{ROOT}/tests/rewards/images/image_helpers.py:BrightnessScorer"
     good = config(
         tiny_run, image, f"+reward.image.scorers.x.factory='{scorer}'", "+reward.image.scorers.x.num_cpus=1.5"
     )

@@ -22,8 +22,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from PIL import Image
 
-from maskgrpo_plugin.rewards import restricted_pickle
-from maskgrpo_plugin.rewards.images import ImageSample, scorers
+from maskgrpo_plugin.rewards.images import ImageSample, restricted_pickle, scorers
 from maskgrpo_plugin.rewards.images.worker import Scored, ScorerWorker
 
 logger = logging.getLogger(__name__)

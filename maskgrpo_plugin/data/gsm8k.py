@@ -4,7 +4,7 @@ from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, HubSource, text_field
 from maskgrpo_plugin.data.rows import Row, verl_row
-from maskgrpo_plugin.rewards.scorers.gsm8k import parse_ground_truth
+from maskgrpo_plugin.rewards.text.scorers.gsm8k import parse_ground_truth
 
 HUB = {
     "train": HubSource("openai/gsm8k", "train", "main"),

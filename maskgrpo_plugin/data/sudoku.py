@@ -9,7 +9,7 @@ from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, as_object, text_field
 from maskgrpo_plugin.data.rows import REASONING_FORMAT, Row, verl_row
-from maskgrpo_plugin.rewards.scorers.sudoku import CELLS, check_puzzle, parse_grid
+from maskgrpo_plugin.rewards.text.scorers.sudoku import CELLS, check_puzzle, parse_grid
 
 EMPTY_CELLS = 8
 VALIDATION_SHARE = 5  # one in so many puzzles is held out

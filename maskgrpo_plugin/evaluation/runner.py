@@ -15,7 +15,7 @@ from maskgrpo_plugin.evaluation.records import Key, Records
 from maskgrpo_plugin.evaluation.scoring import Scorer
 from maskgrpo_plugin.evaluation.servers import ServerPool
 from maskgrpo_plugin.models.special_tokens import answer_length
-from maskgrpo_plugin.rewards.image_manager import IMAGE_FIELD
+from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
 from maskgrpo_plugin.workers.agent_loop import request_seed
 
 

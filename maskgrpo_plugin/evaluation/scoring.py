@@ -11,9 +11,14 @@ from verl.trainer.ppo.reward import load_reward_manager
 
 from maskgrpo_plugin.errors import ConfigError
 from maskgrpo_plugin.evaluation.problems import Problem
-from maskgrpo_plugin.rewards.image_config import IMAGE_REWARD_MANAGER, ImageRewardConfig, check_scorer
-from maskgrpo_plugin.rewards.image_manager import IMAGE_FIELD
-from maskgrpo_plugin.rewards.manager import REWARD_MANAGER_NAME, component_weights, sandbox_settings, scorer_timeout
+from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, check_scorer
+from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
+from maskgrpo_plugin.rewards.text.manager import (
+    REWARD_MANAGER_NAME,
+    component_weights,
+    sandbox_settings,
+    scorer_timeout,
+)
 
 FAILURES = {"reward_timed_out": "timed_out", "reward_sandbox_lost": "sandbox_lost"}
 _NOT_COMPONENTS = ("score", "acc", "reward_failed", *FAILURES)

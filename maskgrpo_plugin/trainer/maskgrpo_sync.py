@@ -22,7 +22,7 @@ from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
 from maskgrpo_plugin.diffusion.remasking import combine_seed
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.rewards.failures import resolve_failed_rewards
-from maskgrpo_plugin.rewards.image_config import IMAGE_REWARD_MANAGER, ImageRewardConfig
+from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 
 logger = logging.getLogger(__name__)

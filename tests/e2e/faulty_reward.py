@@ -5,7 +5,7 @@ import time
 from functools import partial
 
 from maskgrpo_plugin import rewards
-from maskgrpo_plugin.rewards.sandbox import SandboxConfig, score_program
+from maskgrpo_plugin.sandbox import SandboxConfig, score_program
 
 PROGRAM = "```python\ndef f():\n    return 1\n```"
 GONE = SandboxConfig(provider="sandbox_fusion", url="http://127.0.0.1:9/run_code", retries=0, retry_wait_s=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskgrpo_plugin.evaluate import main
-from maskgrpo_plugin.rewards.scorers.arithmetic import score_arithmetic
+from maskgrpo_plugin.rewards.text.scorers.arithmetic import score_arithmetic
 
 VARIED = Path(__file__).parents[1] / "e2e" / "varied_reward.py"
 SHORT = ["--lengths", "8", "--block-length", "4", "--batch-size", "8"]

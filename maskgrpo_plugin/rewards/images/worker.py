@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskgrpo_plugin.rewards.batching import Batcher
 from maskgrpo_plugin.rewards.images import ImageSample, ImageScorer, ScorerFactory, ScorerUnavailable, build_scorer
+from maskgrpo_plugin.rewards.images.batching import Batcher
 
 logger = logging.getLogger(__name__)
 

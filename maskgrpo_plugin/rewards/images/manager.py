@@ -1,0 +1,165 @@
+"""The verl reward manager `maskgrpo_image`: an image's reward is a weighted sum of scores from Ray actors."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import ray
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+from maskgrpo_plugin.rewards.images import ImageSample, get_scorer
+from maskgrpo_plugin.rewards.images.actors import ScorerPool
+from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, ScorerConfig
+from maskgrpo_plugin.rewards.images.worker import Scored
+
+logger = logging.getLogger(__name__)
+
+IMAGE_FIELD = "image"
+
+
+class ImageRewardManager(RewardManagerBase):
+    """Scores images, one rollout at a time; the scorers batch across rollouts and reward workers.
+
+    A scorer that fails, takes too long or gives no finite number costs the sample its reward: reward 0,
+    `reward_failed` 1, the cause in the log. What becomes of such a sample is `reward.image.on_failure`, which the
+    trainer applies with `rewards.failures.resolve_failed_rewards` (verl swallows what a reward manager raises).
+
+    Args:
+        config: verl's whole configuration, with `reward.image`.
+        tokenizer: not used.
+        compute_score, reward_router_address, reward_model_tokenizer: verl passes them; not used.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+        RuntimeError: a scorer cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        compute_score: Any = None,
+        reward_router_address: str | None = None,
+        reward_model_tokenizer: Any = None,
+    ):
+        super().__init__(config, tokenizer, compute_score)
+        self.settings = ImageRewardConfig.from_config(config.reward.get("image"))
+        self.pools = {scorer.name: _start(scorer) for scorer in self.settings.scorers}
+        for pool in self.pools.values():
+            pool.wait_until_ready(self.settings.startup_timeout_s)
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        """Score the image of the last sequence of `data`.
+
+        Args:
+            data: verl's batch of one rollout; see `image_sample` for what is read of it.
+
+        Returns:
+            `reward_score`, a finite float, and `reward_extra_info`, floats by name, the same names for every sample:
+            `score`, `reward_failed` (0 or 1), and for each scorer `<name>` (0 where it failed), `<name>_failed` (0 or
+            1), `<name>_latency_s` (seconds) and `<name>_batch_size`.
+
+        Raises:
+            ValueError: the rollout has no image.
+        """
+        sample = image_sample(data[-1].non_tensor_batch)
+        reference = ray.put(sample)  # once for all scorers
+        names = list(self.pools)
+        found = await asyncio.gather(*(self.pools[name].score(reference) for name in names))
+        return self._combine(dict(zip(names, found, strict=True)), sample)
+
+    def _combine(self, found: Mapping[str, Scored], sample: ImageSample) -> dict[str, Any]:
+        """verl's result: the weighted sum, and every part of it."""
+        failed = {name: scored.error for name, scored in found.items() if scored.failed}
+        if failed:
+            logger.error("reward failed for the prompt %r: %s", sample.prompt[:200], failed)
+        weights = {scorer.name: scorer.weight for scorer in self.settings.scorers}
+        total = 0.0 if failed else float(sum(weights[name] * scored.value for name, scored in found.items()))
+        info = {"score": total, "reward_failed": float(bool(failed))}
+        for name, scored in found.items():
+            info[name] = 0.0 if scored.failed else float(scored.value)
+            info[f"{name}_failed"] = float(scored.failed)
+            info[f"{name}_latency_s"] = float(scored.latency_s)
+            info[f"{name}_batch_size"] = float(scored.batch_size)
+        return {"reward_score": total, "reward_extra_info": info}
+
+
+def register() -> None:
+    """Make `reward.reward_manager.name=maskgrpo_image` known to verl. Idempotent."""
+    register_reward_manager(IMAGE_REWARD_MANAGER)(ImageRewardManager)
+
+
+def image_sample(rows: Mapping[str, Any]) -> ImageSample:
+    """What the scorers see of a rollout.
+
+    Args:
+        rows: a row of verl's batch: `tool_extra_fields` (what the rollout gave besides tokens) with the image; and of
+            the data set `raw_prompt` (messages), `reward_model.ground_truth`, and `extra_info`, whose `prompt` (text)
+            and `metadata` (a dict or JSON) go before the message and `extra_info` itself.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    extra = dict(rows.get("extra_info") or {})
+    metadata = extra.get("metadata") or extra
+    if isinstance(metadata, str):
+        metadata = json.loads(metadata)
+    return ImageSample(
+        image=rollout_image(rows),
+        prompt=str(extra.get("prompt") or prompt_text(rows.get("raw_prompt"))),
+        ground_truth=_plain((rows.get("reward_model") or {}).get("ground_truth")),
+        metadata=_plain(metadata),
+    )
+
+
+def rollout_image(rows: Mapping[str, Any]) -> np.ndarray:
+    """The image (H, W, 3) uint8 that the rollout server put into its extra fields.
+
+    Raises:
+        ValueError: there is none.
+    """
+    image = (rows.get("tool_extra_fields") or {}).get(IMAGE_FIELD)
+    if image is None:
+        raise ValueError(
+            f"the rollout gave no {IMAGE_FIELD!r}: the reward manager {IMAGE_REWARD_MANAGER} needs an image model"
+        )
+    return np.asarray(image)
+
+
+def prompt_text(messages: Any) -> str:
+    """Text of the last user message; empty where there is none."""
+    for message in reversed(list(messages if messages is not None else [])):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, str):
+                return content
+            return " ".join(part["text"] for part in content if part.get("type") == "text")
+    return ""
+
+
+def _start(scorer: ScorerConfig) -> ScorerPool:
+    return ScorerPool(
+        scorer.name,
+        scorer.factory or get_scorer(scorer.resolved_kind()).factory,
+        scorer.options,
+        num_cpus=scorer.num_cpus,
+        num_gpus=scorer.num_gpus,
+        replicas=scorer.replicas,
+        max_batch=scorer.max_batch,
+        max_wait_ms=scorer.max_wait_ms,
+        timeout_s=scorer.timeout_s,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Data of a parquet row as lists, dicts and Python numbers; a dict's empty entries (None) are left out."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,144 @@
+"""Who judges a test: this process, by comparing plain values, or a process beside the program's.
+
+A statement of the form `assert f(1, "a") == [2, 3]` is taken apart. The sandbox gets `f(1, "a")`, evaluates it and
+sends the value; the right side never leaves this process, and the comparison happens here. The forms are `assert call`,
+`assert not call` and `assert call (== | != | is | is not) literal`, either way round, where the call's arguments are
+literals and one of a few built-in conversions may be around it. Whatever a program does, it can only answer.
+
+Any other test runs, as it stands, in a process of its own inside the sandbox, which calls the program in another
+process and receives plain values (see inside/calls.py). The program's process is forked before the test's text arrives.
+
+What stays forgeable: an answer that can be guessed (`assert f(3)` is met by anything true); what a test asks an object
+of the program's own class to say of itself (`assert a == b` of two such objects, `assert isinstance(f(), Thing)`). With
+a service, the judging process runs on the service's machine beside the program's, kept apart by user ids and process
+protection alone; and the service's word is taken for what happened there.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskgrpo_plugin.sandbox.inside.codec import CodecError, decode
+from maskgrpo_plugin.sandbox.results import Status, TestResult
+
+_CONVERSIONS = ("set", "frozenset", "list", "tuple", "dict", "sorted", "len", "str", "int", "float", "bool")
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+_FAILURES = (Status.FAILED, Status.ERROR, Status.TIMEOUT, Status.MEMORY, Status.OUTPUT_LIMIT)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a test is run and judged.
+
+    Args:
+        content: what the sandbox gets: an expression, or the whole test where `accepts` is None.
+        accepts: says of the expression's value whether the test passes.
+    """
+
+    content: str
+    accepts: Callable[[Any], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A value of no plain type; it equals nothing plain, and is as true as its process said it is."""
+
+    truth: bool
+
+    def __bool__(self) -> bool:
+        return self.truth
+
+
+def plan(test: str) -> Plan:
+    """How to run and judge a test.
+
+    Args:
+        test: Python statements.
+
+    Raises:
+        ValueError: it is not Python.
+    """
+    try:
+        body = ast.parse(test).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"a test of a code task must be Python statements: {error}: {test[:200]!r}") from None
+    if len(body) == 1 and isinstance(body[0], ast.Assert):
+        found = _split(body[0].test)
+        if found is not None:
+            return found
+    return Plan(test)
+
+
+def judge(plan: Plan, outcome: Any) -> TestResult:
+    """The result of a test.
+
+    Args:
+        plan: of the test.
+        outcome: what the sandbox sent, `value` or `status` among its keys; not to be trusted to be anything.
+    """
+    if not isinstance(outcome, Mapping):
+        return TestResult(Status.SANDBOX_ERROR, detail="no outcome")
+    duration = outcome.get("duration")
+    seconds = float(duration) if isinstance(duration, (int, float)) else 0.0
+    detail = str(outcome.get("detail", ""))[:500]
+    if plan.accepts is not None and "value" in outcome:
+        return TestResult(_compare(plan.accepts, outcome["value"]), seconds, detail)
+    allowed = [status.value for status in _FAILURES] + ([Status.PASSED.value] if plan.accepts is None else [])
+    status = outcome.get("status")
+    if status not in allowed:
+        return TestResult(Status.ERROR, seconds, detail or "no verdict")
+    return TestResult(Status(status), seconds, detail)
+
+
+def _compare(accepts: Callable[[Any], bool], data: Any) -> Status:
+    try:
+        return Status.PASSED if accepts(decode(data, lambda truth: Opaque(truth is True))) else Status.FAILED
+    except (CodecError, ArithmeticError, TypeError, ValueError, RecursionError):
+        return Status.FAILED
+
+
+def _split(condition: ast.expr) -> Plan | None:
+    """The plan for a condition of one of the simple forms, None for any other."""
+    if isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not) and _is_call(condition.operand):
+        return Plan(ast.unparse(condition.operand), lambda value: not value)
+    if _is_call(condition):
+        return Plan(ast.unparse(condition), bool)
+    if not isinstance(condition, ast.Compare) or len(condition.ops) != 1 or type(condition.ops[0]) not in _COMPARISONS:
+        return None
+    sides = (condition.left, condition.comparators[0])
+    call, literal = sides if _is_call(sides[0]) else sides[::-1]
+    if not _is_call(call) or not _is_literal(literal):
+        return None
+    expected, compare = ast.literal_eval(literal), _COMPARISONS[type(condition.ops[0])]
+    return Plan(ast.unparse(call), lambda value: bool(compare(value, expected)))
+
+
+def _is_call(node: ast.expr) -> bool:
+    """Whether `node` calls a name, or an attribute of one or of such a call, with literals alone."""
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Name) and node.func.id in _CONVERSIONS and len(node.args) == 1 and not node.keywords:
+        if _is_call(node.args[0]):
+            return True
+    arguments = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg is not None)]
+    if len(arguments) != len(node.args) + len(node.keywords) or not all(map(_is_literal, arguments)):
+        return False
+    target = node.func
+    while isinstance(target, ast.Attribute):
+        target = target.value
+    return isinstance(target, ast.Name) or _is_call(target)
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
