@@ -7,7 +7,8 @@ from verl.base_config import BaseConfig
 from verl.trainer.config import AlgoConfig
 from verl.workers.config import FSDPActorConfig, RolloutConfig
 
-from maskgrpo_plugin.diffusion.schedules import mask_levels, uniform_levels
+from maskgrpo_plugin.diffusion.estimation import uniform_levels
+from maskgrpo_plugin.diffusion.levels import mask_levels
 from maskgrpo_plugin.errors import ConfigError, check_choice
 
 ESTIMATION = "algorithm.estimation"

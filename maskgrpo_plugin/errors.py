@@ -1,17 +1,42 @@
-"""The error of a config value that cannot work, importable without verl."""
+"""The one error of a setting that cannot work, importable without verl or torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
-class ConfigError(ValueError):
-    """A value of the run's config that cannot work; the message names key, value and what is allowed."""
+class OptionError(ValueError):
+    """A setting that cannot work; the message names its key, its value and what is allowed.
+
+    Attributes:
+        key: of the setting, as far as the code that raises knows it: `steps`, or `rollout.sampler.options.steps`.
+        value: what was given.
+        allowed: what would work, a phrase.
+    """
 
     def __init__(self, key: str, value: Any, allowed: str):
         super().__init__(f"{key}={value!r} is not usable; {allowed}")
-        self.key = key
+        self.key, self.value, self.allowed = key, value, allowed
+
+    def under(self, prefix: str) -> "OptionError":
+        """The same error with `prefix` and a dot before its key, such as `reward.image`."""
+        return type(self)(f"{prefix}.{self.key}", self.value, self.allowed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.value, self.allowed)
 
 
-def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
+ConfigError = OptionError
+
+
+def check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise OptionError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ConfigError(key, value, f"allowed: {', '.join(choices)}")
+        raise OptionError(key, value, f"allowed: {', '.join(choices)}")
+
+
+def check_number(key: str, value: Any, low: float, high: float = float("inf"), *, whole: bool = False) -> None:
+    """Raise OptionError unless `value` is a finite (whole) number from `low` to `high`."""
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or value == float("inf"):
+        upper = "" if high == float("inf") else f" to {high}"
+        raise OptionError(key, value, f"allowed: {'whole numbers' if whole else 'numbers'} from {low}{upper}")

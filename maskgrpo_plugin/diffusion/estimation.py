@@ -4,9 +4,30 @@ from dataclasses import dataclass, field
 
 import torch
 
-from maskgrpo_plugin.diffusion.remasking import combine_seed, remask
+from maskgrpo_plugin.diffusion.random import combine_seed
+from maskgrpo_plugin.diffusion.remasking import remask
+
+_LOWEST_LEVEL, _HIGHEST_LEVEL = 0.001, 0.999
+_LEVEL_STREAM = 0x6C6576656C  # "level": keeps these draws apart from the masks of the same seed and step
 
 UNCOND_IDS = "uncond_ids"  # batch field: the prompt without its text, for guidance
+
+
+def uniform_levels(mu: int, *, seed: int, step: int) -> list[float]:
+    """Mask levels of UniGRPO: μ independent uniform draws from [0.001, 0.999].
+
+    Draw j depends on (seed, step, j) alone, so that every process finds the same levels.
+
+    Args:
+        mu: number of levels, 1 or more.
+        seed: seed of the run.
+        step: training step.
+
+    Raises:
+        ValueError: mu is less than 1.
+    """
+    uniforms = [(combine_seed(_LEVEL_STREAM, seed, step, j) >> 10) * 2.0**-53 for j in range(1, mu + 1)]
+    return [_LOWEST_LEVEL + (_HIGHEST_LEVEL - _LOWEST_LEVEL) * u for u in uniforms]
 
 
 @dataclass

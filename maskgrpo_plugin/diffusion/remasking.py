@@ -6,19 +6,14 @@ maskable positions), so a mask does not depend on the other rows of the batch, o
 of processes or on torch's random generators, none of which is read or changed.
 """
 
-import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-REMASKING_MODES = ("ar_like", "random", "full", "coupled", "trajectory")
+from maskgrpo_plugin.diffusion.random import check_keys, combine_seed, uniforms
 
-# SplitMix64 (Steele, Lea and Flood, 2014)
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2 = 0x94D049BB133111EB
-_WORD = (1 << 64) - 1
+REMASKING_MODES = ("ar_like", "random", "full", "coupled", "trajectory")
 
 # which of the independent streams of one (seed, level) a draw belongs to
 _COMPLETION_STREAM = 0
@@ -35,48 +30,6 @@ class RemaskOutput(NamedTuple):
 
     noisy: Tensor
     masked: Tensor
-
-
-def combine_seed(*parts: int) -> int:
-    """Hash integers, in their order, to one seed that is the same on every machine and Python process.
-
-    Args:
-        parts: integers such as (run seed, step, level); each counts modulo 2**64. At least one.
-
-    Returns:
-        An integer in [0, 2**63).
-
-    Raises:
-        ValueError: no part was given.
-        TypeError: a part is not an integer.
-    """
-    if not parts:
-        raise ValueError("combine_seed needs at least one integer")
-    state = _mix_int(len(parts))
-    for part in parts:
-        state = _mix_int(state + (operator.index(part) + 1) * _GOLDEN)
-    return state >> 1
-
-
-def uniform_noise(seed: int, keys: Tensor, length: int) -> Tensor:
-    """Draw uniforms in [0, 1) that depend on (seed, key, column) alone; equal bit for bit on CPU and CUDA.
-
-    Args:
-        seed: an integer, counted modulo 2**64; see `combine_seed`.
-        keys: (B,) integers naming each row's stream; rows with equal keys get equal uniforms.
-        length: number of columns, 0 or more. A longer row begins with the shorter one.
-
-    Returns:
-        (B, length) float64 on the device of `keys`, 53 random bits each.
-
-    Raises:
-        ValueError: `keys` is not a one-dimensional integer tensor, or `length` is negative.
-    """
-    _check_keys(keys)
-    if length < 0:
-        raise ValueError(f"length must be 0 or more, got {length}")
-    counters = torch.arange(length, dtype=torch.int64, device=keys.device)
-    return _uniforms(seed, keys, counters.unsqueeze(0))
 
 
 def ar_like_keep_probability(length: int, ratio: float) -> Tensor:
@@ -159,7 +112,7 @@ def remask(
     _check_mode(mode, reveal_step, prompt_mask, prompt_mask_ratio, complement)
     if tokens.dim() != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise ValueError(f"tokens must be (B, L) integers, got shape {tuple(tokens.shape)} of {tokens.dtype}")
-    _check_keys(keys)
+    check_keys(keys)
     if keys.shape[0] != tokens.shape[0]:
         raise ValueError(f"keys must have one entry per row of tokens ({tokens.shape[0]}), got {keys.shape[0]}")
     keys = keys.to(tokens.device)
@@ -180,7 +133,7 @@ def remask(
             keep = _ar_like_keep(rank.double(), length.double(), row_ratio)
         else:
             keep = 1.0 - row_ratio
-        visible = _uniforms(combine_seed(seed, level, _COMPLETION_STREAM), keys, rank) < keep
+        visible = uniforms(combine_seed(seed, level, _COMPLETION_STREAM), keys, rank) < keep
         masked = maskable & (visible if complement else ~visible)
 
     # 4. write the mask token, in `full` also over a part of the prompt
@@ -188,7 +141,7 @@ def remask(
     if prompt_mask is not None and prompt_mask_ratio > 0:
         prompt = _like_tokens("prompt_mask", prompt_mask, tokens).bool() & ~maskable
         prompt_rank, _ = _rank_and_length(prompt)
-        noise = _uniforms(combine_seed(seed, level, _PROMPT_STREAM), keys, prompt_rank)
+        noise = uniforms(combine_seed(seed, level, _PROMPT_STREAM), keys, prompt_rank)
         hidden = masked | (prompt & (noise < prompt_mask_ratio))
     return RemaskOutput(noisy=tokens.masked_fill(hidden, mask_token_id), masked=masked)
 
@@ -228,39 +181,6 @@ def _latest(reveal_step: Tensor, maskable: Tensor, length: Tensor, ratio: Tensor
     return place >= order.shape[1] - wanted
 
 
-def _uniforms(seed: int, keys: Tensor, counters: Tensor) -> Tensor:
-    """Uniforms in [0, 1), float64, for keys (B,) and counters (B, L) or (1, L)."""
-    start = _mix_int(operator.index(seed) + _GOLDEN)
-    stream = _mix((keys.to(torch.int64) + 1) * _signed(_GOLDEN) + _signed(start))
-    bits = _mix(stream.unsqueeze(1) + (counters + 1) * _signed(_GOLDEN))
-    return _shift_right(bits, 11).double() * 2.0**-53
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 tensors, whose products wrap as those of unsigned words do."""
-    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIER_1)
-    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIER_2)
-    return x ^ _shift_right(x, 31)
-
-
-def _mix_int(x: int) -> int:
-    """SplitMix64's finaliser on one Python integer, taken modulo 2**64."""
-    x &= _WORD
-    x = ((x ^ (x >> 30)) * _MULTIPLIER_1) & _WORD
-    x = ((x ^ (x >> 27)) * _MULTIPLIER_2) & _WORD
-    return x ^ (x >> 31)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 tensors (torch's own keeps the sign)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(word: int) -> int:
-    """The unsigned 64-bit word as the signed integer of the same bits."""
-    return word - (1 << 64) if word >= 1 << 63 else word
-
-
 def _check_mode(
     mode: str, reveal_step: Tensor | None, prompt_mask: Tensor | None, prompt_mask_ratio: float, complement: bool
 ) -> None:
@@ -280,11 +200,6 @@ def _check_mode(
 def _check_ratio(name: str, ratio: float) -> None:
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"{name} must be in [0, 1], got {ratio}")
-
-
-def _check_keys(keys: Tensor) -> None:
-    if keys.dim() != 1 or keys.is_floating_point() or keys.dtype == torch.bool:
-        raise ValueError(f"keys must be (B,) integers, got shape {tuple(keys.shape)} of {keys.dtype}")
 
 
 def _like_tokens(name: str, value: Tensor, tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
-from maskgrpo_plugin.diffusion.remasking import combine_seed
+from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.rewards.failures import resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig

@@ -13,7 +13,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.utils.profiler import simple_timer
 
 from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
-from maskgrpo_plugin.diffusion.remasking import combine_seed
+from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.models.families import Family, ImageFamily, Prompt, build_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
 

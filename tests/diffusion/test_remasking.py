@@ -5,13 +5,8 @@ import math
 import pytest
 import torch
 
-from maskgrpo_plugin.diffusion.remasking import (
-    REMASKING_MODES,
-    ar_like_keep_probability,
-    combine_seed,
-    remask,
-    uniform_noise,
-)
+from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise
+from maskgrpo_plugin.diffusion.remasking import REMASKING_MODES, ar_like_keep_probability, remask
 
 MASK = 999
 RANDOM_MODES = ["ar_like", "random", "coupled"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maskgrpo_plugin.diffusion.levels import get_schedule
 from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
-from maskgrpo_plugin.diffusion.schedules import get_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llada_tiny"
 RUNS = json.loads((GOLDEN / "decode.json").read_text())["runs"]
@@ -409,7 +409,7 @@ def test_emerge_leaves_the_share_of_the_schedule(schedule):
     )
     for step in range(steps):
         share = (output.reveal_step[:, 1:] > step).double().mean().item()
-        k = get_schedule(schedule).mask_ratio((step + 1) / steps)
+        k = get_schedule(schedule)((step + 1) / steps)
         assert abs(share - k) <= 4 * math.sqrt(k * (1 - k) / (rows * length))
 
 

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from maskgrpo_plugin.diffusion.remasking import combine_seed, remask
+from maskgrpo_plugin.diffusion.random import combine_seed
+from maskgrpo_plugin.diffusion.remasking import remask
 from maskgrpo_plugin.errors import ConfigError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2

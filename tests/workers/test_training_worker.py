@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 from transformers import AutoModelForCausalLM
 
-from maskgrpo_plugin.diffusion.remasking import combine_seed, remask
-from maskgrpo_plugin.diffusion.schedules import mask_levels
+from maskgrpo_plugin.diffusion.levels import mask_levels
+from maskgrpo_plugin.diffusion.random import combine_seed
+from maskgrpo_plugin.diffusion.remasking import remask
 
 SGD = [
     "actor_rollout_ref.rollout.n=2",

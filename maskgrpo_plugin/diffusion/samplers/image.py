@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskgrpo_plugin.diffusion.levels import Schedule, get_schedule
 from maskgrpo_plugin.diffusion.samplers.base import (
     OnStep,
     Sampler,
@@ -28,7 +29,6 @@ from maskgrpo_plugin.diffusion.samplers.noise import (
     rows_of,
     uniform_rows,
 )
-from maskgrpo_plugin.diffusion.schedules import NoiseSchedule, get_schedule
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class _ScheduledSampler(Sampler):
         chosen: Tensor,
         positions: Tensor,
         total: Tensor,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         step: int,
         generator: Generators,
     ) -> Tensor:
@@ -214,7 +214,7 @@ class EmergeSampler(_ScheduledSampler):
     `temperature` being that of the softmax."""
 
     def _reveal(self, logits, chosen, positions, total, schedule, step, generator):
-        stay = schedule.mask_ratio((step + 1) / self.steps) / schedule.mask_ratio(step / self.steps)
+        stay = schedule((step + 1) / self.steps) / schedule(step / self.steps)
         revealed = torch.zeros_like(positions)
         revealed[positions] = uniform_rows(positions.sum(-1), generator, logits.device) >= stay
         return revealed
@@ -240,5 +240,5 @@ class MaskGITSampler(_ScheduledSampler):
         scores = torch.full(positions.shape, float("-inf"), dtype=torch.float64, device=positions.device)
         scores[positions] = confidence
         # 1e-9: a product such as 10 · (1 − 0.9) is a whole number but for rounding
-        keep = (total.double() * schedule.mask_ratio((step + 1) / self.steps) + 1e-9).floor().long()
+        keep = (total.double() * schedule((step + 1) / self.steps) + 1e-9).floor().long()
         return top_k_per_row(scores, (counts - keep).clamp(min=0)) & positions
