@@ -21,7 +21,7 @@ CANVASES = ("full", "trimmed")
 
 @dataclass
 class EstimationConfig(BaseConfig):
-    """How importance ratios are estimated (arXiv 2510.02880, Algorithms 1 and 2; DESIGN, "The algorithm").
+    """How importance ratios are estimated (arXiv 2510.02880, Algorithms 1 and 2).
 
     Attributes:
         estimator: `maskgrpo`, or a baseline: `unigrpo` (random masks at uniform levels), `diffu_grpo` (d1: prompt

@@ -30,7 +30,7 @@ def rank_rewards(rewards: torch.Tensor) -> torch.Tensor:
 def group_advantages(
     rewards: torch.Tensor, groups: np.ndarray, *, normalize_by_std: bool = True, reward_transform: str = "none"
 ) -> torch.Tensor:
-    """A_i = (r_i − mean)/(std + 1e-5) over the group, std with ddof 1 (DESIGN, "The algorithm").
+    """A_i = (r_i − mean)/(std + 1e-5) over the group, std with ddof 1.
 
     Args:
         rewards: (B,) one scalar reward a completion.
