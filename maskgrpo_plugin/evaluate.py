@@ -15,6 +15,7 @@ from typing import Any
 
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
+from maskgrpo_plugin.data.templates import DEFAULT_STYLE, STYLES
 from maskgrpo_plugin.diffusion.samplers import SAMPLERS, SamplerOptionError
 from maskgrpo_plugin.diffusion.samplers.cache import CACHES
 from maskgrpo_plugin.diffusion.samplers.parallel import PARALLEL
@@ -66,7 +67,8 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     from maskgrpo_plugin.evaluation.servers import ServerPool, load_model_config
     from maskgrpo_plugin.models.special_tokens import stop_token_ids
 
-    data = [*options.data, *(prepare_task(name, options.output_dir / "data") for name in options.tasks)]
+    tasks = (prepare_task(name, options.output_dir / "data", options.style) for name in options.tasks)
+    data = [*options.data, *tasks]
     problems = read_problems(data, options.prompts, options.limit)
     images = problems[0].is_image
     ks = _check(options, images)
@@ -85,6 +87,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
         "dtype": lengths[0].config.dtype,
         "temperature": options.temperature,
         "seed": options.seed,
+        "answer_prefix": options.answer_prefix,
         "reward": sorted(overrides),
         "lengths": {str(length.tokens): _sampler_settings(length.config) for length in lengths},
     }
@@ -109,14 +112,24 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     return summaries
 
 
-def prepare_task(name: str, folder: Path) -> Path:
+def prepare_task(name: str, folder: Path, style: str = DEFAULT_STYLE) -> Path:
     """The validation rows of a task, made by `maskgrpo_plugin.data.prepare` where they are not there yet.
 
+    Args:
+        name: of the task.
+        folder: for the data of all tasks.
+        style: of the prompts, one of `data.templates.STYLES`.
+
     Raises:
-        ConfigError: they cannot be made; the command's own output says why.
+        ConfigError: the task has no prompts of that style, or its rows cannot be made; the command's own output says
+            why.
     """
-    file = folder / name / "validation.parquet"
-    if not file.is_file() and prepare.main([name, "--output-dir", str(file.parent)]) != 0:
+    styled = [task for task, data_set in prepare.DATA_SETS.items() if data_set.templates]
+    options = [] if style == DEFAULT_STYLE else ["--style", style]
+    if options and name not in styled:
+        raise ConfigError("--style", style, f"the task {name} has one prompt; tasks with styles: {', '.join(styled)}")
+    file = folder / "-".join([name, *options[1:]]) / "validation.parquet"
+    if not file.is_file() and prepare.main([name, *options, "--output-dir", str(file.parent)]) != 0:
         raise ConfigError("--tasks", name, "prepare it from local files and name validation.parquet by --data")
     return file
 
@@ -142,6 +155,10 @@ def make_lengths(options: argparse.Namespace, problems: list[Any], model_config:
     if is_diffusion(model_config.path):
         family = build_family(model_config.hf_config, model_config.tokenizer)
 
+    def queries_at(length: int, grid: tuple[int, int] | None = None) -> dict[str, Query]:
+        tokenizer, prefix = model_config.tokenizer, options.answer_prefix
+        return {p.id: make_query(p, tokenizer, family, length, grid, prefix) for p in problems}
+
     def make(length: int, steps: int, queries: dict[str, Query]) -> Length:
         return Length(length, length_config(options, length, steps, is_diffusion=family is not None), queries)
 
@@ -152,15 +169,12 @@ def make_lengths(options: argparse.Namespace, problems: list[Any], model_config:
             grid = image_grid(image_settings(options), family) if family is not None else None
         except ValueError as error:
             raise ConfigError("--image-size", options.image_size, str(error)) from error
-        queries = {problem.id: make_query(problem, model_config.tokenizer, family, 1, grid) for problem in problems}
+        queries = queries_at(1, grid)
         tokens = next(iter(queries.values())).new_tokens
         return [make(tokens, options.steps[0] if options.steps else min(DEFAULT_IMAGE_STEPS, tokens), queries)]
     given = options.steps * len(options.lengths) if len(options.steps) == 1 else options.steps
     steps = given or [max(1, length // 2) for length in options.lengths]
-    return [
-        make(length, n, {p.id: make_query(p, model_config.tokenizer, family, length, None) for p in problems})
-        for length, n in zip(options.lengths, steps, strict=True)
-    ]
+    return [make(length, n, queries_at(length)) for length, n in zip(options.lengths, steps, strict=True)]
 
 
 def image_settings(options: argparse.Namespace) -> Any:
@@ -217,6 +231,8 @@ def _check(options: argparse.Namespace, images: bool) -> tuple[int, ...]:
         options.sampler = "emerge"
     if not images and options.scorers:
         raise ConfigError("--scorers", options.scorers, "they are for images, and the data asks for texts")
+    if images and options.answer_prefix:
+        raise ConfigError("--answer-prefix", options.answer_prefix, "it is for texts, and the data asks for images")
     if not images and options.layout != "prompts":
         raise ConfigError("--layout", options.layout, "it is for images, and the data asks for texts")
     if len(options.steps) not in (0, 1, len(options.lengths)) or (images and len(options.steps) > 1):
@@ -284,6 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--tasks", nargs="+", default=[], choices=TASKS, metavar="TASK", help=f"prepared first: {', '.join(TASKS)}"
     )
+    data.add_argument(
+        "--style", choices=STYLES, default=DEFAULT_STYLE, help=f"prompts of --tasks (default {DEFAULT_STYLE})"
+    )
     data.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts of images: .jsonl, .tar or text")
     data.add_argument("--limit", type=_positive, help="the first so many rows of each data source")
 
@@ -306,6 +325,12 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=_not_negative, default=0.0)
     how.add_argument("--cfg-scale", type=_not_negative, default=0.0, help="weight of the guidance, 0 for none")
     how.add_argument("--samples", type=_positive, default=1, help="generations of each prompt")
+    how.add_argument(
+        "--answer-prefix",
+        metavar="TEXT",
+        help="beginning of each text, given to the model and scored with it; default: <reasoning> for rows of the "
+        "style published, else nothing",
+    )
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--batch-size", type=_positive, default=32)
     how.add_argument("--replicas", type=_positive, default=1, help="servers with a GPU each, as Ray actors")

@@ -52,3 +52,19 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
     assert preflight(config)
     if name.startswith("llada_8b"):
         assert config.algorithm.estimation.mu == 12 and config.actor_rollout_ref.rollout.n == 6
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math", "countdown", "sudoku", "code"])
+def test_the_text_configs_hold_the_published_hyper_parameters(task):
+    config = ranks.compose_config("", name=f"llada_8b_{task}", folder_key=None)
+    actor, model, estimation = (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.model,
+        config.algorithm.estimation,
+    )
+    assert (actor.optim.lr, actor.optim.weight_decay, actor.optim.clip_grad) == (3e-6, 0.1, 0.2)
+    assert list(actor.optim.betas) == [0.9, 0.99]
+    assert (actor.clip_ratio_low, actor.clip_ratio, actor.clip_ratio_high) == (0.2, 0.2, 0.2)
+    assert (actor.kl_loss_coef, actor.use_kl_loss, actor.kl_loss_type) == (0.01, True, "low_var_kl")
+    assert (estimation.mu, estimation.gamma, estimation.remasking) == (12, 0.6, "ar_like")
+    assert (model.lora_rank, model.lora_alpha, config.actor_rollout_ref.rollout.n) == (128, 64, 6)

@@ -12,14 +12,6 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Convert = Callable[[Any, str, int], Row | None]
 
-REASONING_FORMAT = """Answer in this form:
-<reasoning>
-your reasoning, step by step
-</reasoning>
-<answer>
-{answer}
-</answer>"""
-
 
 def verl_row(
     *,

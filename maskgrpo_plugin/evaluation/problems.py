@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.data.image_prompts import prompt_rows
+from maskgrpo_plugin.data.templates import ANSWER_PREFIXES
 from maskgrpo_plugin.errors import ConfigError
 from maskgrpo_plugin.models.families import Family, Prompt
 from maskgrpo_plugin.workers.agent_loop import build_prompt, image_request, render_chat, visible
@@ -53,20 +54,27 @@ class Problem:
         """The last message."""
         return str(self.messages[-1]["content"])
 
+    @property
+    def answer_prefix(self) -> str:
+        """What published evaluation writes before the model goes on, by the row's style of prompt; else empty."""
+        return ANSWER_PREFIXES.get(str(self.extra_info.get("style")), "")
+
 
 @dataclass(frozen=True)
 class Query:
     """A problem as a request to a rollout server.
 
     Attributes:
-        prompt_ids: tokens of the prompt, unpadded.
+        prompt_ids: tokens of the prompt, unpadded; an answer's prefix is their end.
         request: further arguments of the server's `generate`; for an image its canvas and unconditional prompt.
         new_tokens: tokens to be generated; for a text the response's length.
+        prefix_ids: tokens of the answer's prefix, which are scored with what the model writes after them.
     """
 
     prompt_ids: list[int]
     request: Mapping[str, Any]
     new_tokens: int
+    prefix_ids: tuple[int, ...] = ()
 
 
 def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | None = None) -> list[Problem]:
@@ -112,7 +120,12 @@ def digests(files: Iterable[Path]) -> dict[str, str]:
 
 
 def make_query(
-    problem: Problem, tokenizer: Any, family: Family | None, length: int, grid: tuple[int, int] | None
+    problem: Problem,
+    tokenizer: Any,
+    family: Family | None,
+    length: int,
+    grid: tuple[int, int] | None,
+    answer_prefix: str | None = None,
 ) -> Query:
     """The request of a problem.
 
@@ -122,21 +135,24 @@ def make_query(
         family: the checkpoint's; None where it is autoregressive.
         length: tokens of a text response; not used for an image.
         grid: rows and columns of an image's tokens; None: the checkpoint's square.
+        answer_prefix: the beginning of a text response, given to the model; None: the problem's own.
 
     Raises:
         ConfigError: the problem does not fit the checkpoint.
     """
+    prefix = problem.answer_prefix if answer_prefix is None else answer_prefix
+    prefix_ids = tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else ()
     if (problem.extra_info.get("modality") or "text") == "text":
-        return Query(render_chat(tokenizer, problem.messages), {}, length)
+        return Query([*render_chat(tokenizer, problem.messages), *prefix_ids], {}, length, prefix_ids)
     if family is None:
         raise ConfigError("--model", os.fspath(problem.id), "an autoregressive checkpoint takes texts alone")
     try:
         prompt = build_prompt(family, problem.messages, problem.extra_info, length, grid)
     except ValueError as error:
         raise ConfigError("--data", problem.id, str(error)) from error
-    return (
-        _image_query(prompt) if problem.is_image else Query(visible(prompt.prompt_ids, prompt.prompt_mask), {}, length)
-    )
+    if problem.is_image:
+        return _image_query(prompt)
+    return Query([*visible(prompt.prompt_ids, prompt.prompt_mask), *prefix_ids], {}, length, prefix_ids)
 
 
 def _image_query(prompt: Prompt) -> Query:

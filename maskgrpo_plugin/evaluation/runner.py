@@ -110,6 +110,7 @@ class Runner:
             sampling_params={"temperature": self.temperature, "seed": seed},
             **query.request,
         )
+        response_ids = [*query.prefix_ids, *output.token_ids]
         image = output.extra_fields.get(IMAGE_FIELD)
         row: dict[str, Any] = {
             "id": problem.id,
@@ -125,12 +126,12 @@ class Runner:
             row["image"] = write_image(self.records.folder, problem, sample, image)
         else:
             row["effective_tokens"] = answer_length(output.token_ids, self.stop_token_ids)
-            answer = output.token_ids[: row["effective_tokens"]]
+            answer = response_ids[: len(query.prefix_ids) + row["effective_tokens"]]
             row["text"] = self.tokenizer.decode(answer, skip_special_tokens=True)
         if self.with_token_ids:
             row["token_ids"] = output.token_ids
         unscored: dict[str, Any] = {"score": None, "acc": None, "reward": {}, "failure": None}
-        return row | (await self.scorer.score(problem, output.token_ids, image) if self.scorer else unscored)
+        return row | (await self.scorer.score(problem, response_ids, image) if self.scorer else unscored)
 
 
 def check_positions(lengths: Sequence[Length], positions: int | None) -> None:
