@@ -34,6 +34,8 @@ def preflight(config: DictConfig) -> bool:
     Raises:
         ConfigError: the first value that cannot work.
     """
+    from maskgrpo_plugin.workers.platform import check_device
+
     checks: list[Callable[[DictConfig], None]] = [
         _check_names,
         _check_files,
@@ -43,6 +45,7 @@ def preflight(config: DictConfig) -> bool:
         _check_image_rewards,
         _check_text_rewards,
         _check_ray,
+        check_device,
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
         checks[3:3] = [_check_estimation, _check_unsupported]

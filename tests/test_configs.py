@@ -24,6 +24,7 @@ def small(folder, model):
         f"data.val_files={folder}/data/validation.parquet",
         "ray_kwargs.ray_init.num_cpus=100",
         "++ray_kwargs.ray_init.num_gpus=8",
+        "trainer.device=cpu",
     ]
 
 

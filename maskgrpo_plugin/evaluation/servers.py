@@ -11,6 +11,7 @@ from verl.workers.rollout.replica import TokenOutput
 from maskgrpo_plugin.config import DiffusionRolloutConfig, ImageSettings, SamplerSettings
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.families import FAMILIES
+from maskgrpo_plugin.workers.platform import worker_environment
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, TransformersServer
 
 _OPEN_REQUESTS = 10_000
@@ -84,7 +85,8 @@ class ServerPool:
             import ray
 
             resources = {"num_cpus": 1} if get_device_name() == "cpu" else {"num_cpus": 1, "num_gpus": 1}
-            actor = ray.remote(kind).options(max_concurrency=_OPEN_REQUESTS, **resources)
+            environment = {"env_vars": worker_environment()}
+            actor = ray.remote(kind).options(max_concurrency=_OPEN_REQUESTS, runtime_env=environment, **resources)
             self._servers = [actor.remote(config, model_config, replica) for replica in range(replicas)]
         else:
             self._servers = [kind(config, model_config, 0)]

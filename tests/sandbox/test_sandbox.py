@@ -379,6 +379,7 @@ LOOKS = {
     "write to Python": "open(os.__file__, 'a')",
     "write to the harness": "open(sys.modules['inside.codec'].__file__, 'a')",
     "write to /dev": "open('/dev/forged', 'w')",
+    "write to /dev/shm": "open('/dev/shm/forged', 'w')",
     "write to /proc": "open('/proc/sys/kernel/hostname', 'w').write('x')",
     "socket": "socket.socket().connect(('127.0.0.1', {port}))",
     "socket outwards": "socket.create_connection(('192.0.2.1', 80), 0.2)",

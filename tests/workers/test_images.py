@@ -249,6 +249,7 @@ def test_the_shipped_image_configs_pass_with_a_small_checkpoint(tiny_digits, nam
         "data.max_response_length=17",
         "ray_kwargs.ray_init.num_cpus=100",
         "+ray_kwargs.ray_init.num_gpus=8",
+        "trainer.device=cpu",
         f"reward.image.scorers.{scorer}=null",
         BRIGHTNESS[-1],
     ]

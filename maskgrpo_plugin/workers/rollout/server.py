@@ -16,6 +16,7 @@ from verl.workers.rollout.replica import TokenOutput
 from maskgrpo_plugin.diffusion.samplers import Sampler, SemiAutoregressiveSampler, build_sampler
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.workers.platform import check_local_device
 from maskgrpo_plugin.workers.rollout.batching import Batch, DynamicBatcher, Request
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, pad_left
 from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate_parameters, serves_adapter
@@ -44,6 +45,7 @@ class RolloutServer:
         self.config = omega_conf_to_dataclass(config)
         self.model_config = omega_conf_to_dataclass(model_config)
         self.replica_rank = replica_rank
+        check_local_device()
         self.device = torch.device("cpu" if get_device_name() == "cpu" else f"{get_device_name()}:0")
         self.tokenizer = self.model_config.tokenizer
         self.stop_token_ids = stop_token_ids(self.tokenizer)
