@@ -89,10 +89,10 @@ def _registered() -> list[Finding]:
 def _models() -> list[Finding]:
     from transformers import AutoConfig
 
-    import maskgrpo_plugin  # noqa: F401
+    from maskgrpo_plugin.models.registry import MODELS
 
     findings = []
-    for name in ("llada", "mmada"):
+    for name in MODELS:
         try:
             findings.append(Finding(f"model {name}", type(AutoConfig.for_model(name)).__name__, True))
         except Exception as error:

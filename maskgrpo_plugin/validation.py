@@ -4,10 +4,8 @@ verl builds `actor_rollout_ref.actor` on the driver; the plugin's configs hold `
 there, and this resolver checks every section when that key is read.
 """
 
-import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +14,6 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 RESOLVER = "maskgrpo.preflight"
-DIFFUSION_MODEL_TYPES = ("llada", "mmada")
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 TRAINERS = ("maskgrpo_sync", "maskgrpo_colocate_async")
 PLUGIN_ROLLOUTS = ("masked_diffusion", "transformers")
 
@@ -159,25 +155,9 @@ def _check_unsupported(config: DictConfig) -> None:
 
 
 def _check_model(config: DictConfig) -> None:
-    model = config.actor_rollout_ref.model
-    path = os.path.expanduser(str(model.path))
-    looks_like_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model.path)) is not None
-    if not os.path.isdir(path):
-        if not looks_like_hub_name or os.path.isabs(path):
-            raise _error("actor_rollout_ref.model.path", str(model.path), "the folder does not exist")
-        return
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        raise _error("actor_rollout_ref.model.path", path, "the folder holds no config.json")
-    published = json.loads(config_file.read_text())
-    kind, is_diffusion = published.get("model_type"), model.model_type == "masked_diffusion"
-    if is_diffusion != (kind in DIFFUSION_MODEL_TYPES):
-        allowed = f"masked_diffusion needs model_type {' or '.join(DIFFUSION_MODEL_TYPES)}"
-        if not is_diffusion:
-            allowed = "set actor_rollout_ref.model.model_type=masked_diffusion for this checkpoint"
-        raise _error("actor_rollout_ref.model.path", path, f"it is a {kind!r} checkpoint; {allowed}")
-    if is_diffusion:
-        _check_diffusion_model(config, published, path)
+    from maskgrpo_plugin.models.checks import check_model
+
+    check_model(config)
     if config.actor_rollout_ref.actor.strategy == "fsdp" and _device() == "cpu":
         raise _error("actor_rollout_ref.actor.strategy", "fsdp", "FSDP1 does not run on the CPU; use fsdp2")
 
@@ -186,34 +166,6 @@ def _device() -> str:
     from verl.utils.device import get_device_name
 
     return get_device_name()
-
-
-def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: str) -> None:
-    from transformers import AutoTokenizer
-
-    from maskgrpo_plugin.models.special_tokens import mask_token_problem
-
-    model = config.actor_rollout_ref.model
-    override = model.get("override_config", {}).get("mask_token_id")
-    mask_token_id = published.get("mask_token_id") if override is None else override
-    tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(str(model.tokenizer_path or path)))
-    vocabulary = published.get("new_vocab_size") or published.get("embedding_size") or published["vocab_size"]
-    problem = mask_token_problem(mask_token_id, vocabulary, tokenizer)
-    if problem:
-        raise _error("actor_rollout_ref.model.override_config.mask_token_id", mask_token_id, problem)
-    length = config.data.max_prompt_length + config.data.max_response_length
-    longest = published.get("max_sequence_length")
-    if longest and length > longest:
-        raise _error(
-            "data.max_response_length",
-            config.data.max_response_length,
-            f"with data.max_prompt_length={config.data.max_prompt_length} it passes the model's {longest} positions",
-        )
-    targets = model.target_modules
-    if model.get("lora_rank", 0) > 0 and isinstance(targets, ListConfig):
-        unknown = [name for name in targets if name not in LINEAR_LAYERS]
-        if unknown:
-            raise _error("actor_rollout_ref.model.target_modules", unknown, f"a block has {', '.join(LINEAR_LAYERS)}")
 
 
 def _check_rollout(config: DictConfig) -> None:

@@ -10,7 +10,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from maskgrpo_plugin.config import DiffusionRolloutConfig, ImageSettings, SamplerSettings
 from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.models.families import FAMILIES
+from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.workers.platform import worker_environment
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, TransformersServer
 
@@ -19,8 +19,7 @@ _OPEN_REQUESTS = 10_000
 
 def is_diffusion(path: str) -> bool:
     """Whether the checkpoint at `path` is a masked diffusion model; others are taken as autoregressive."""
-    kind = AutoConfig.from_pretrained(path).model_type
-    return any(kind in family.model_types for family in FAMILIES.values())
+    return AutoConfig.from_pretrained(path).model_type in MODELS
 
 
 def load_model_config(path: str) -> HFModelConfig:

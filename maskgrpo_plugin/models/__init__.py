@@ -1,18 +1,11 @@
 """Native transformers models that load published checkpoints of masked diffusion models."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 
 def register() -> None:
-    """Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the plugin's models; idempotent."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
-    from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
-    from maskgrpo_plugin.models.mmada import MMadaConfig, MMadaModelLM
-
-    models: tuple[tuple[type[PretrainedConfig], type[PreTrainedModel]], ...] = (
-        (LLaDAConfig, LLaDAModelLM),
-        (MMadaConfig, MMadaModelLM),
-    )
-    for config, model in models:
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
+    """Import every model of this folder, which makes transformers know it (`registry.register_model`); idempotent."""
+    for module in iter_modules(__path__):
+        if module.ispkg:
+            import_module(f"{__name__}.{module.name}")

@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.interface import Layout, MaskPredictorModel, at_columns, mask_at_columns
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
+from maskgrpo_plugin.models.registry import register_model
 
 
 class LLaDARMSNorm(nn.Module):
@@ -231,3 +232,6 @@ class LLaDAModelLM(MaskPredictorModel):
         for block in blocks:
             x = block(x, cos, sin, all_columns)
         return transformer["ln_f"](last(x, cos, sin, layout))
+
+
+register_model(LLaDAConfig, LLaDAModelLM)
