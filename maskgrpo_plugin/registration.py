@@ -36,7 +36,7 @@ def register() -> None:
     image_manager.register()
     register_rollouts()
 
-    from maskgrpo_plugin.trainer import maskgrpo_sync  # noqa: F401  (its decorator registers the trainer)
+    from maskgrpo_plugin.trainer import stages  # noqa: F401  (its decorator registers the trainer)
     from maskgrpo_plugin.workers import agent_loop  # noqa: F401  (its decorator registers the agent loop)
 
 

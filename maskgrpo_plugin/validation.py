@@ -130,25 +130,9 @@ def _check_batches(config: DictConfig) -> None:
 
 
 def _check_estimation(config: DictConfig) -> None:
-    from maskgrpo_plugin.config import EstimationConfig
+    from maskgrpo_plugin.config import check_estimation
 
-    section = config.algorithm.get("estimation")
-    if section is None:
-        raise _error("algorithm.estimation", None, "a masked diffusion model needs this section")
-    values = {key: section[key] for key in section if key != "_target_"}
-    known = EstimationConfig.__dataclass_fields__
-    for key in values:
-        if key not in known:
-            names = ", ".join(sorted(name for name in known if not name.startswith("_")))
-            raise _error(f"algorithm.estimation.{key}", values[key], f"no such key; there are {names}")
-    estimation = EstimationConfig(**values)
-    lora = config.actor_rollout_ref.model.get("lora_rank", 0) > 0
-    if estimation.reference_sync_steps and lora:
-        raise _error(
-            "algorithm.estimation.reference_sync_steps",
-            estimation.reference_sync_steps,
-            "with LoRA the reference is the model without its adapter and cannot move; use 0",
-        )
+    check_estimation(config)
 
 
 def _check_unsupported(config: DictConfig) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 from verl.utils.profiler import simple_timer
 
-from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
+from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.models.families import Family, ImageFamily, Prompt, build_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config

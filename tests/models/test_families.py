@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from maskgrpo_plugin.models.families import FAMILIES, DreamFamily, ImageTokens, build_family
+from maskgrpo_plugin.models.families import FAMILIES, ImageTokens, build_family
 from maskgrpo_plugin.models.llada import LLaDAConfig
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
 from maskgrpo_plugin.models.mmada import MMadaConfig
@@ -78,7 +78,6 @@ def test_text_to_image_prompt_token_by_token():
     assert names(family, prompt.response_ids) == " ".join(["<|mdm_mask|>"] * 4 + ["<|eoi|>"])
     assert prompt.response_mask == (1, 1, 1, 1, 0)
     assert prompt.canvas_ids == prompt.prompt_ids + prompt.response_ids
-    assert prompt.canvas_mask == prompt.prompt_mask + (1,) * 5
 
 
 def test_the_unconditional_twin_is_as_long_and_has_no_text():
@@ -153,10 +152,8 @@ def test_a_codebook_that_passes_the_vocabulary_is_refused():
 def test_image_tokens_and_codes():
     image = ImageTokens(offset=100, codebook_size=8, count=4)
     codes = torch.arange(8).view(2, 4)
-    assert torch.equal(image.to_codes(image.to_tokens(codes)), codes)
+    assert torch.equal(image.to_codes(codes + 100), codes)
     assert image.vocab_slice == (100, 108)
-    with pytest.raises(ValueError, match="0 to 7"):
-        image.to_tokens(torch.tensor([8]))
     with pytest.raises(ValueError, match="100 to 107"):
         image.to_codes(torch.tensor([99]))
 
@@ -216,11 +213,9 @@ def test_text_families():
     tokenizer = make_tokenizer()
     size = len(tokenizer)
     llada = build_family(LLaDAConfig(vocab_size=size, embedding_size=size, mask_token_id=3), tokenizer)
-    assert (llada.name, llada.logits_shift, llada.mask_token_id, llada.stop_token_ids) == ("llada", 0, 3, (2,))
+    assert (llada.name, llada.mask_token_id, llada.stop_token_ids) == ("llada", 3, (2,))
     prompt = llada.text_to_text([{"role": "user", "content": "what is this"}], 2)
     assert prompt.prompt_ids == tuple(tokenizer("what is this")["input_ids"]) and prompt.response_ids == (3, 3)
-    dream = build_family(SimpleNamespace(model_type="Dream", vocab_size=size, mask_token_id=None), tokenizer)
-    assert isinstance(dream, DreamFamily) and dream.logits_shift == 1 and dream.mask_token_id == 3
     with pytest.raises(ValueError, match="response_length=0"):
         llada.text_to_text([{"role": "user", "content": "what"}], 0)
 

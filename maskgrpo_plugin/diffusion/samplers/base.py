@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers.noise import Generators
+from maskgrpo_plugin.diffusion.shift import logits_in_place
 
 
 class SamplerOptionError(ValueError):
@@ -89,11 +90,8 @@ class Sampler(ABC):
         """Sample a batch, without gradients.
 
         Args:
-            model: called as (input_ids, attention_mask=…), returning `.logits` (B, L, V). Where it has the attribute
-                `supports_logits_positions`, it is also given `logits_positions`, (B, L) bool or (B, K) int64 columns,
-                and returns (N, V) or (B, K, V) that it has no further use for; with `supports_vocab_slice` also
-                `vocab_slice`, (start, stop), and returns these columns of the vocabulary; with `supports_packing` also
-                `packing`, a `Packing` of the mask.
+            model: a `maskgrpo_plugin.models.interface.MaskPredictor`, or any callable (input_ids, attention_mask=…)
+                returning `.logits` (B, L, V). Logits are overwritten.
             input_ids: (B, P) prompts, padded on the left; or a canvas (B, L) that already holds mask tokens: what is
                 visible in it stays.
             attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.
@@ -140,7 +138,7 @@ def logits_at(
     if getattr(model, "supports_logits_positions", False):
         logits = model(tokens, attention_mask=attention_mask, logits_positions=positions, **options).logits
     else:
-        logits = model(tokens, attention_mask=attention_mask, **options).logits[positions]
+        logits = _whole_logits(model, tokens, attention_mask, **options)[positions]
     if vocab_slice is None:
         return logits
     if vocab_slice[1] > logits.shape[-1]:
@@ -154,8 +152,14 @@ def logits_of_columns(
     """Logits at `columns` (B, K) int64 of each row; (B, K, V), which the caller may overwrite."""
     if getattr(model, "supports_logits_positions", False):
         return model(tokens, attention_mask=attention_mask, logits_positions=columns, **options).logits
-    logits = model(tokens, attention_mask=attention_mask, **options).logits
+    logits = _whole_logits(model, tokens, attention_mask, **options)
     return logits.gather(1, columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+
+
+def _whole_logits(model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
+    """Logits (B, L, V), each at its token's column, of a model that computes them all."""
+    logits = model(tokens, attention_mask=attention_mask, **options).logits
+    return logits_in_place(logits, getattr(model, "logits_shift", 0), attention_mask)
 
 
 def ban(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:

@@ -4,14 +4,11 @@ from typing import Any
 
 from maskgrpo_plugin.models.families.base import Family, ImageFamily, ImageTokens, Prompt
 from maskgrpo_plugin.models.families.dimoo import DiMOOFamily
-from maskgrpo_plugin.models.families.dream import DreamFamily
 from maskgrpo_plugin.models.families.llada import LLaDAFamily
 from maskgrpo_plugin.models.families.mmada import MMaDAFamily
 
 # the first that recognises a checkpoint has it: families that share a model_type come before the plain one
-FAMILIES: dict[str, type[Family]] = {
-    family.name: family for family in (MMaDAFamily, DiMOOFamily, DreamFamily, LLaDAFamily)
-}
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in (MMaDAFamily, DiMOOFamily, LLaDAFamily)}
 
 
 def build_family(config: Any, tokenizer: Any) -> Family:
@@ -37,7 +34,6 @@ def build_family(config: Any, tokenizer: Any) -> Family:
 __all__ = [
     "FAMILIES",
     "DiMOOFamily",
-    "DreamFamily",
     "Family",
     "ImageFamily",
     "ImageTokens",

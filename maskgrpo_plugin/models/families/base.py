@@ -43,28 +43,17 @@ class ImageTokens:
         """(start, stop) of the ids of image tokens."""
         return self.offset, self.offset + self.codebook_size
 
-    def to_tokens(self, codes: Tensor) -> Tensor:
-        """Token ids of codes in [0, codebook size), any shape.
-
-        Raises:
-            ValueError: a code outside the codebook.
-        """
-        self._check(codes, 0, "code")
-        return codes + self.offset
-
     def to_codes(self, tokens: Tensor) -> Tensor:
         """Codes of the ids of image tokens, any shape.
 
         Raises:
             ValueError: an id that is no image token.
         """
-        self._check(tokens, self.offset, "token id")
-        return tokens - self.offset
-
-    def _check(self, values: Tensor, first: int, kind: str) -> None:
-        if values.numel() and not first <= int(values.min()) <= int(values.max()) < first + self.codebook_size:
-            low, high = int(values.min()), int(values.max())
-            raise ValueError(f"image {kind}s {low} to {high}: allowed are {first} to {first + self.codebook_size - 1}")
+        first, stop = self.vocab_slice
+        if tokens.numel() and not first <= int(tokens.min()) <= int(tokens.max()) < stop:
+            low, high = int(tokens.min()), int(tokens.max())
+            raise ValueError(f"image token ids {low} to {high}: allowed are {first} to {stop - 1}")
+        return tokens - first
 
 
 @dataclass(frozen=True)
@@ -92,11 +81,6 @@ class Prompt:
         """Prompt and response, P + R tokens."""
         return self.prompt_ids + self.response_ids
 
-    @property
-    def canvas_mask(self) -> tuple[int, ...]:
-        """The attention mask of `canvas_ids`, 1 = token, 0 = padding."""
-        return self.prompt_mask + (1,) * len(self.response_ids)
-
 
 class Family:
     """A family bound to one checkpoint; subclasses say how it differs.
@@ -108,8 +92,6 @@ class Family:
     Attributes:
         name: of the family.
         model_types: transformers' `model_type` of its checkpoints.
-        logits_shift: how many positions before a token its logits stand; 1 where a model that was autoregressive
-            still predicts the next token.
         published_special_tokens: ids by name in the published checkpoints, for tokens that config and tokenizer do
             not name.
         mask_token_id: id of the mask token.
@@ -121,7 +103,6 @@ class Family:
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    logits_shift: ClassVar[int] = 0
     published_mask_token_id: ClassVar[int]
     published_special_tokens: ClassVar[Mapping[str, int]] = {}
 

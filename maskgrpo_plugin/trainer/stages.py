@@ -1,8 +1,7 @@
-"""The trainers `maskgrpo_sync` and `maskgrpo_colocate_async`: verl's own with μ mask levels a batch of rollouts."""
+"""The trainers `maskgrpo_sync` and `maskgrpo_colocate_async`: verl's own with μ updates per batch of rollouts."""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS
-from maskgrpo_plugin.diffusion.random import combine_seed
+from maskgrpo_plugin.config import EstimationConfig
+from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
-from maskgrpo_plugin.rewards.failures import resolve_failed_rewards
+from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 
@@ -32,40 +31,9 @@ ESTIMATION_FIELDS = ("input_ids", "prompts", "responses", "response_mask", "mask
 WORKER_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
 
 
-def mask_keys(rows: Sequence[int], sessions: Sequence[int], sharing: str) -> list[int]:
-    """Name each completion's stream of mask noise.
-
-    Args:
-        rows: each completion's prompt, as the number of its data row.
-        sessions: each completion's number in its group.
-        sharing: `index`: completions of the same number share masks (published); `group`: a whole group does;
-            `sample`: nobody does.
-
-    Returns:
-        Integers that depend on the data and not on the order of the batch.
-    """
-    if sharing == "index":
-        return [int(session) for session in sessions]
-    if sharing == "group":
-        return [int(row) for row in rows]
-    return [combine_seed(int(row), int(session)) for row, session in zip(rows, sessions, strict=True)]
-
-
-def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean over the samples of each number in their `reward_extra_info`, as `reward/<name>`; samples without it, or
-    whose `<name>_failed` is set, do not count.
-    """
-    values: dict[str, list[float]] = {}
-    for info in infos:
-        for name, value in info.items():
-            if isinstance(value, int | float) and not info.get(f"{name}_failed"):
-                values.setdefault(name, []).append(float(value))
-    return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}
-
-
 class MaskGRPOStages(PPOTrainer):
     """What a MaskGRPO step (arXiv 2510.02880) does with its rollouts, over one of verl's trainers: rewards, old and
-    reference log-probabilities of every mask level, advantages, then μ updates in the order of the levels.
+    reference estimates of every update's passes, advantages, then the μ updates in their order.
 
     With `actor_rollout_ref.model.model_type=language_model` it is verl's trainer on the plugin's workers, for
     autoregressive baselines in the same setup.
@@ -79,7 +47,9 @@ class MaskGRPOStages(PPOTrainer):
     def __init__(self, config: Any):
         super().__init__(config)
         self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
-        self.estimation: Any = None
+        self.estimation: EstimationConfig | None = None
+        self.plan: StepPlan | None = None
+        self._stops: tuple[int, ...] | None = None
         image = config.reward.reward_manager.name == IMAGE_REWARD_MANAGER
         self.reward_failure_policy = (
             ImageRewardConfig.from_config(config.reward.image).on_failure
@@ -88,6 +58,9 @@ class MaskGRPOStages(PPOTrainer):
         )
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
+            self.estimator = self.estimation.build()
+            for old, new in self.estimation.renamed().items():
+                logger.warning("algorithm.estimation.%s has moved; write algorithm.estimation.%s", old, new)
 
     def _build_replay_buffer(self) -> Any:
         settings = self.config.trainer.v1.get(self.config.trainer.v1.trainer_mode) or {}
@@ -164,12 +137,20 @@ class MaskGRPOStages(PPOTrainer):
         return [int(i) for i in data["index"]], [int(i) for i in data["session_id"]]
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Log-probabilities of all levels under the policy that sampled; writes `mask_key` and `old_log_probs`."""
+        """Make the step's plan, and write `mask_key` and, where the estimator compares with the policy that sampled,
+        `old_log_probs`: its estimates for every update.
+        """
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
+        self.plan = self.estimation.plan(self.global_steps, stop_token_ids=self._stop_token_ids())
         self._write_mask_keys(batch)
         self._write_extra_fields(batch)
-        plan = self._attach_plan(batch)
+        for update in range(self.estimator.updates):
+            for name, value in self.estimator.metrics(update).items():
+                metrics[f"actor/level_{update + 1}/{name}"] = value
+        if not self.estimator.uses_old:
+            return batch
+        self._attach_plan(batch)
         batch.extra_info.update({"calculate_entropy": False, "compute_loss": False})
         self.actor_rollout_wg.compute_log_prob(batch)
         data = tq.kv_batch_get(
@@ -177,31 +158,33 @@ class MaskGRPOStages(PPOTrainer):
         )
         old_log_probs = response_from_nested(data["log_probs"], data["response_mask"])
         fields = TensorDict({"old_log_probs": old_log_probs}, batch_size=len(batch))
-        batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        for level, ratio in enumerate(plan["ratios"]):
-            metrics[f"actor/level_{level + 1}/mask_ratio"] = ratio
-        return batch
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Log-probabilities of all levels under the reference, at the same masks; writes `ref_log_prob`."""
+        """The reference's estimates for every update, at the same masks; writes `ref_log_prob`."""
         if self.estimation is not None:
             self._attach_plan(batch)
         return super()._compute_ref_log_prob(batch, metrics)
 
-    def _attach_plan(self, batch: KVBatchMeta, *more_fields: str) -> dict[str, Any]:
-        """Send the step's estimation plan along with `batch`, and fetch no more fields than the engine reads.
+    def _stop_token_ids(self) -> tuple[int, ...]:
+        if self._stops is None:
+            self._stops = stop_token_ids(self.tokenizer)
+        return self._stops
+
+    def _attach_plan(self, batch: KVBatchMeta, *more_fields: str) -> None:
+        """Send the step's plan along with `batch`, and fetch no more fields than the engine reads.
 
         Each write to TransferQueue returns a batch without either, so every stage attaches them.
         """
-        plan = self.estimation.plan(self.global_steps, stop_token_ids=stop_token_ids(self.tokenizer))
-        batch.extra_info["estimation"] = plan
+        assert self.plan is not None  # made by the step's first stage
+        batch.extra_info["estimation"] = self.plan.to_plain()
+        batch.extra_info["updates"] = self.estimator.updates
         batch.fields = [*ESTIMATION_FIELDS, *self._extra_fields(), *more_fields]
-        return plan
 
     def _extra_fields(self) -> list[str]:
         """What the estimation needs of the rollouts' `extra_fields`."""
-        reveal = ["reveal_step"] if self.estimation.estimator == "tracerl" else []
-        return [*reveal, *([UNCOND_IDS] if self.estimation.cfg_scale > 0 else [])]
+        guided = self.plan is not None and self.plan.cfg_scale > 0
+        return [*self.estimator.requires, *([UNCOND_IDS] if guided else [])]
 
     def _write_mask_keys(self, batch: KVBatchMeta) -> None:
         rows, sessions = self._row_numbers(batch)
@@ -223,7 +206,8 @@ class MaskGRPOStages(PPOTrainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.estimation is not None:
             reference = ["ref_log_prob"] if self.use_reference_policy else []
-            self._attach_plan(batch, "old_log_probs", "advantages", *reference)
+            old = ["old_log_probs"] if self.estimator.uses_old else []
+            self._attach_plan(batch, "advantages", *old, *reference)
         batch = super()._update_actor(batch, metrics)
         batch.fields = None
         every = self.estimation.reference_sync_steps if self.estimation else 0
