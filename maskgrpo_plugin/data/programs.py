@@ -2,11 +2,11 @@
 
 import ast
 import json
-import zlib
 from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, HubSource, text_field, text_list_field
 from maskgrpo_plugin.data.rows import Row, verl_row
+from maskgrpo_plugin.data.splits import is_held_out
 
 ACECODE_HUB = HubSource("TIGER-Lab/AceCode-87K", "train")
 MBPP_HUB = {
@@ -26,7 +26,7 @@ INSTRUCTION = (
 def acecode_row(record: Any, split: str, index: int) -> Row | None:
     """One row from one AceCode record with `question` and `test_cases`; None where it belongs to the other split."""
     question, tests = text_field(record, "question"), text_list_field(record, "test_cases")
-    if is_held_out(question) != (split == "validation"):
+    if is_held_out(question, ACECODE_VALIDATION_SHARE) != (split == "validation"):
         return None
     return _row("acecode", question, _checked(tests), split, index)
 
@@ -64,11 +64,6 @@ def humaneval_row(record: Any, split: str, index: int) -> Row:
     tests = _checked([f"{test}\n\ncheck({entry_point})"])
     content = f"Complete this Python function:\n```python\n{prompt}\n```"
     return _row("humaneval", content, tests, split, index, preamble=_before_function(prompt, entry_point))
-
-
-def is_held_out(question: str) -> bool:
-    """Whether an AceCode problem belongs to the validation part."""
-    return zlib.crc32(question.encode()) % ACECODE_VALIDATION_SHARE == 0
 
 
 def _row(source: str, content: str, tests: list[str], split: str, index: int, preamble: str = "") -> Row:
