@@ -36,7 +36,7 @@ def countdown_row(record: Any, split: str, index: int, template: Template = TEMP
     23}`.
 
     Raises:
-        DataError: the record has neither form, or its numbers are not positive and whole.
+        DataError: the record has neither form, or its numbers are not positive whole numbers.
     """
     numbers, target = _problem(as_object(record))
     return verl_row(

@@ -1,7 +1,7 @@
 """`python -m maskgrpo_plugin.data.image_prompts`: text-to-image prompts as verl's train.parquet and validation.parquet.
 
 Reads GenEval's metadata, DPG-Bench's and HPSv2's prompts (JSON Lines with `prompt`; every other key is kept as the
-sample's metadata), a plain text file with a prompt a line, and webdataset archives (`.tar`) of captions.
+sample's metadata), a plain text file with one prompt per line, and webdataset archives (`.tar`) of captions.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Any]]:
 
     Args:
         path: `.jsonl` or `.jsonl.gz` with a prompt under `prompt`, `caption` or `text`; `.tar` with members `<key>.txt`
-            (a caption) or `<key>.json`; anything else: text with a prompt a line, empty lines passed over.
+            (a caption) or `<key>.json`; anything else: text with one prompt per line; empty lines are skipped.
 
     Raises:
         DataError: the file cannot be read.

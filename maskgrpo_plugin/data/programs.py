@@ -32,15 +32,15 @@ def acecode_row(record: Any, split: str, index: int) -> Row | None:
 
 
 def acecode_file_row(record: Any, split: str, index: int) -> Row:
-    """One row from one AceCode record of a file that holds one split alone."""
+    """One row from one AceCode record of a file that holds only one split."""
     return _row(
         "acecode", text_field(record, "question"), _checked(text_list_field(record, "test_cases")), split, index
     )
 
 
 def mbpp_row(record: Any, split: str, index: int) -> Row | None:
-    """One row from one MBPP record with `text` (or `prompt`), `test_list` and `task_id`, by which the published splits
-    are told apart: None where it belongs to another.
+    """One row from one MBPP record with `text` (or `prompt`), `test_list` and `task_id`; None where the `task_id` is of
+    another of the published splits.
     """
     text, tests = text_field(record, "text", "prompt"), _checked(text_list_field(record, "test_list"))
     task_id = record.get("task_id")
@@ -80,7 +80,11 @@ def _row(source: str, content: str, tests: list[str], split: str, index: int, pr
 
 
 def _checked(tests: list[str]) -> list[str]:
-    """`tests`, if each is Python. Raises DataError where one is not."""
+    """`tests`, each of them checked.
+
+    Raises:
+        DataError: a test is not Python.
+    """
     for test in tests:
         try:
             ast.parse(test)

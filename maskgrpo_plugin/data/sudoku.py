@@ -34,10 +34,10 @@ UNITS = (
 
 
 def sudoku_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
-    """One row in verl's format from one record with `Puzzle` and `Solution`, 16 digits each; small letters do too.
+    """One row in verl's format from one record with `Puzzle` and `Solution`, or the same in small letters, 16 digits each.
 
     Raises:
-        DataError: a field is missing or no grid, or the solution is none of the puzzle.
+        DataError: a field is missing or is not a grid, or the solution does not solve the puzzle.
     """
     record = {str(key).lower(): value for key, value in as_object(record).items()}
     try:
