@@ -34,7 +34,7 @@ UNITS = (
 
 
 def sudoku_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
-    """One row in verl's format from one record with `Puzzle` and `Solution`, or the same in small letters, 16 digits each.
+    """One row in verl's format from one record with `Puzzle` and `Solution` (in any case), 16 digits each.
 
     Raises:
         DataError: a field is missing or is not a grid, or the solution does not solve the puzzle.
