@@ -65,8 +65,8 @@ class EstimationConfig(BaseConfig):
         try:
             self.build()
         except OptionError as error:
-            shared = ("estimator", "mu", "canvas")
-            raise error.under(ESTIMATION if error.key in shared else f"{ESTIMATION}.options") from None
+            own = getattr(self, error.key, None) is not None  # `estimator`, `mu`, `canvas`, or an old name
+            raise error.under(ESTIMATION if own else f"{ESTIMATION}.options") from None
 
     def estimator_options(self) -> dict[str, Any]:
         """Keyword arguments of the estimator, the old names under their new ones."""

@@ -66,5 +66,6 @@ def test_the_text_configs_hold_the_published_hyper_parameters(task):
     assert list(actor.optim.betas) == [0.9, 0.99]
     assert (actor.clip_ratio_low, actor.clip_ratio, actor.clip_ratio_high) == (0.2, 0.2, 0.2)
     assert (actor.kl_loss_coef, actor.use_kl_loss, actor.kl_loss_type) == (0.01, True, "low_var_kl")
-    assert (estimation.mu, estimation.gamma, estimation.remasking) == (12, 0.6, "ar_like")
+    options = estimation.options
+    assert (estimation.mu, options.gamma, options.remasking) == (12, 0.6, "ar_like")
     assert (model.lora_rank, model.lora_alpha, config.actor_rollout_ref.rollout.n) == (128, 64, 6)

@@ -188,6 +188,7 @@ class MaskGRPOStages(PPOTrainer):
 
     def _write_mask_keys(self, batch: KVBatchMeta) -> None:
         rows, sessions = self._row_numbers(batch)
+        assert self.estimation is not None
         keys = mask_keys(rows, sessions, self.estimation.mask_sharing)
         fields = TensorDict({"mask_key": torch.tensor(keys, dtype=torch.int64)}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
