@@ -23,7 +23,7 @@ TEMPLATES = TaskTemplates(
 
 
 def math_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
-    """One row in verl's format from one record with `problem` and an `answer` or a `solution` whose box holds it.
+    """One row in verl's format from one record with a `problem`, and an `answer` or a `solution` that boxes it.
 
     Raises:
         DataError: a field is missing or the solution has no box with an answer.

@@ -1,20 +1,17 @@
 """The samplers against the published decodes, closed forms, and each row against itself in another batch."""
 
-import json
 import math
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from golden_files import golden_runs
 from safetensors.torch import load_file
 
 from maskgrpo_plugin.diffusion.levels import get_schedule
 from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "llada_tiny"
-RUNS = json.loads((GOLDEN / "decode.json").read_text())["runs"]
 MASK, VOCAB = 11, 12
 ORDERINGS = ("low_confidence", "random", "entropy", "margin")
 IMAGE = ("emerge", "maskgit")
@@ -76,21 +73,24 @@ def image(name, **options):
 # ---- published decodes
 
 
-@pytest.mark.parametrize("run", range(len(RUNS)))
-def test_equals_the_published_sampler_token_for_token(run):
+@pytest.mark.golden
+@pytest.mark.parametrize(("name", "settings"), golden_runs("llada_tiny"))
+def test_equals_the_published_sampler_token_for_token(golden_path, name, settings):
     from transformers import AutoModelForCausalLM
 
     from maskgrpo_plugin.models import register
 
     register()
-    model = AutoModelForCausalLM.from_pretrained(GOLDEN, dtype=torch.float32).eval()
-    golden = load_file(GOLDEN / "decode.safetensors")
-    options = dict(RUNS[run])
-    sampler = build_sampler("semi_autoregressive", response_length=options.pop("gen_length"), **options)
-    output = sampler.generate(model, golden["prompts"], mask_token_id=95)
-    assert torch.equal(output.sequences, golden[f"run{run}"])
-    assert output.model_calls == options["steps"]
-    assert (output.reveal_step[:, :12] == -1).all() and (output.reveal_step[:, 12:] >= 0).all()
+    model = AutoModelForCausalLM.from_pretrained(golden_path("llada_tiny"), dtype=torch.float32).eval()
+    golden = load_file(golden_path("llada_tiny", "decode.safetensors"))
+    ours = {"gen_length": "response_length", "remasking": "ordering"}
+    options = {ours.get(key, key): value for key, value in settings.items() if key != "mask_token_id"}
+    sampler = build_sampler("semi_autoregressive", **options)
+    output = sampler.generate(model, golden["prompts"], mask_token_id=settings["mask_token_id"])
+    assert torch.equal(output.sequences, golden[name])
+    assert output.model_calls == settings["steps"]
+    length = golden["prompts"].shape[1]
+    assert (output.reveal_step[:, :length] == -1).all() and (output.reveal_step[:, length:] >= 0).all()
 
 
 # ---- one row, whatever its batch
