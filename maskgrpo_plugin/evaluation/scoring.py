@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.trainer.ppo.reward import load_reward_manager
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.problems import Problem
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, check_scorer
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
@@ -32,11 +32,11 @@ def reward_config(overrides: list[str], *, images: bool) -> DictConfig:
         images: whether images are scored, by `reward.image.scorers`.
 
     Raises:
-        ConfigError: another section, or a value that cannot work.
+        OptionError: another section, or a value that cannot work.
     """
     for override in overrides:
         if not override.startswith("reward.") or "=" not in override:
-            raise ConfigError("--set", override, "allowed: reward.<key>=<value>")
+            raise OptionError("--set", override, "allowed: reward.<key>=<value>")
     base = {
         "reward": {
             "reward_manager": {"source": "register", "name": IMAGE_REWARD_MANAGER if images else REWARD_MANAGER_NAME},
@@ -53,7 +53,7 @@ def reward_config(overrides: list[str], *, images: bool) -> DictConfig:
         try:
             read(config)
         except ValueError as error:
-            raise ConfigError(f"reward.{name}", config.reward.get(name), str(error)) from error
+            raise OptionError(f"reward.{name}", config.reward.get(name), str(error)) from error
     return config
 
 

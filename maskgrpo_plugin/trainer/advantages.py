@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
+from maskgrpo_plugin.registry import Registered
+
 STD_EPSILON = 1e-5
 REWARD_TRANSFORMS = ("none", "rank")
 
@@ -59,6 +61,7 @@ def group_advantages(
     return advantages
 
 
+@register_adv_est("maskgrpo")
 def maskgrpo_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -89,7 +92,4 @@ def maskgrpo_advantage(
     return advantages, advantages
 
 
-def register() -> None:
-    """Add the advantage `maskgrpo` to verl; idempotent."""
-    if "maskgrpo" not in ADV_ESTIMATOR_REGISTRY:
-        register_adv_est("maskgrpo")(maskgrpo_advantage)
+REGISTERS = (Registered("advantage maskgrpo", lambda: "maskgrpo" in ADV_ESTIMATOR_REGISTRY),)

@@ -6,6 +6,8 @@ import torch
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, register_policy_loss
 from verl.utils.torch_functional import masked_mean
 
+from maskgrpo_plugin.registry import Registered
+
 MAX_LOG_RATIO = 20.0
 
 
@@ -31,6 +33,7 @@ def _ratio_metrics(
         }
 
 
+@register_policy_loss("maskgrpo")
 def maskgrpo_loss(
     old_log_prob: torch.Tensor,
     log_prob: torch.Tensor,
@@ -69,6 +72,7 @@ def maskgrpo_loss(
     )
 
 
+@register_policy_loss("maskgrpo_gmpo")
 def maskgrpo_gmpo_loss(
     old_log_prob: torch.Tensor,
     log_prob: torch.Tensor,
@@ -106,8 +110,7 @@ def maskgrpo_gmpo_loss(
     return loss, _ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)
 
 
-def register() -> None:
-    """Add `maskgrpo` and `maskgrpo_gmpo` to verl's policy losses; idempotent."""
-    for name, function in (("maskgrpo", maskgrpo_loss), ("maskgrpo_gmpo", maskgrpo_gmpo_loss)):
-        if name not in POLICY_LOSS_REGISTRY:
-            register_policy_loss(name)(function)
+REGISTERS = (
+    Registered("loss maskgrpo", lambda: "maskgrpo" in POLICY_LOSS_REGISTRY),
+    Registered("loss maskgrpo_gmpo", lambda: "maskgrpo_gmpo" in POLICY_LOSS_REGISTRY),
+)

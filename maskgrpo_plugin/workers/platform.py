@@ -9,6 +9,8 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
+from maskgrpo_plugin.registry import Registered
+
 
 def _cpu_device_module() -> ModuleType:
     """Build a `torch.cuda`-shaped module for the CPU: memory queries answer 0, synchronisation does nothing."""
@@ -37,6 +39,7 @@ def _cpu_device_module() -> ModuleType:
     return module
 
 
+@PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
     """verl's platform interface on the CPU; Ray's "GPU" stands for a logical slot (`ray_init.num_gpus`).
 
@@ -120,7 +123,4 @@ class PlatformCPU(PlatformBase):
         return None
 
 
-def register() -> None:
-    """Add the platform `cpu` to verl's registry; idempotent."""
-    if PlatformRegistry.get("cpu") is not PlatformCPU:
-        PlatformRegistry.register(platform="cpu")(PlatformCPU)
+REGISTERS = (Registered("platform cpu", lambda: PlatformRegistry.get("cpu") is PlatformCPU),)

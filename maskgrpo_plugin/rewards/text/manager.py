@@ -11,10 +11,12 @@ from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 from verl.utils.reward_score import default_compute_score
 
 from maskgrpo_plugin import rewards
 from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
+from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.text.deadline import DeadlineThreads, within
 from maskgrpo_plugin.rewards.text.scorers.code import SandboxLost
 from maskgrpo_plugin.sandbox import SandboxConfig, score_program
@@ -34,6 +36,7 @@ TASK_OF_DATA_SOURCE = {
 }
 
 
+@register_reward_manager(REWARD_MANAGER_NAME)
 class TextRewardManager(RewardManagerBase):
     """Scores text responses, one at a time.
 
@@ -169,11 +172,6 @@ class TextRewardManager(RewardManagerBase):
         }
 
 
-def register() -> None:
-    """Make `reward.reward_manager.name=maskgrpo_text` known to verl. Idempotent."""
-    register_reward_manager(REWARD_MANAGER_NAME)(TextRewardManager)
-
-
 def component_weights(config: Any) -> dict[str, dict[str, float]]:
     """`reward.weights` of verl's config, {task: {component: factor}}; empty where there is none.
 
@@ -249,3 +247,10 @@ def _numbers(result: Any) -> dict[str, float]:
         except (TypeError, ValueError):
             logger.debug("reward component %r is no number and is left out: %r", key, value)
     return numbers
+
+
+REGISTERS = (
+    Registered(
+        f"reward manager {REWARD_MANAGER_NAME}", lambda: REWARD_MANAGER.get(REWARD_MANAGER_NAME) is TextRewardManager
+    ),
+)

@@ -316,10 +316,11 @@ def test_manager_passes_the_puzzle_on():
     assert result["reward_score"] == 5 / 8
 
 
-def test_registration_is_idempotent():
+def test_verl_knows_the_manager_and_registering_again_changes_nothing():
     manager = pytest.importorskip("maskgrpo_plugin.rewards.text.manager")
     from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
-    manager.register()
-    manager.register()
+    from maskgrpo_plugin import registration
+
+    assert registration.register() == registration.register()
     assert get_reward_manager_cls("maskgrpo_text") is manager.TextRewardManager
