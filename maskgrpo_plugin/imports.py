@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +43,17 @@ def load_object(path: str) -> Any:
     if not hasattr(module, name):
         raise ValueError(f"{place} has no {name!r}")
     return getattr(module, name)
+
+
+def import_modules_of(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, in the order of their names, for what they register.
+
+    Args:
+        package: the package's `__name__`.
+        path: its `__path__`.
+    """
+    for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _import_module(name: str) -> ModuleType:

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from maskgrpo_plugin import extensions
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.rewards.images.config import check_image_reward_config, image_reward_cpus
+from maskgrpo_plugin.rewards.text.config import check_text_reward_config
 
 RESOLVER = "maskgrpo.preflight"
 DIFFUSION_MODEL_TYPES = ("llada", "mmada")
@@ -45,8 +47,8 @@ def preflight(config: DictConfig) -> bool:
         _check_batches,
         _check_model,
         _check_rollout,
-        _check_image_rewards,
-        _check_text_rewards,
+        check_image_reward_config,
+        check_text_reward_config,
         _check_ray,
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
@@ -379,34 +381,6 @@ def _check_images(config: DictConfig) -> None:
                 )
 
 
-def _check_image_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.images.config import check_image_reward_config
-
-    check_image_reward_config(config)
-
-
-def _check_text_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.text.manager import (
-        REWARD_MANAGER_NAME,
-        component_weights,
-        sandbox_settings,
-        scorer_timeout,
-    )
-
-    if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
-        return
-    readers: dict[str, Callable[[DictConfig], Any]] = {
-        "weights": component_weights,
-        "sandbox": sandbox_settings,
-        "timeout_s": scorer_timeout,
-    }
-    for name, read in readers.items():
-        try:
-            read(config)
-        except ValueError as error:
-            raise OptionError(f"reward.{name}", config.reward.get(name), str(error)) from error
-
-
 def required_ray_cpus(config: DictConfig) -> int:
     """CPUs that the run's Ray actors take; fewer, and verl waits for ever.
 
@@ -414,8 +388,6 @@ def required_ray_cpus(config: DictConfig) -> int:
     load balancer and each rollout server; three a training rank (verl's colocation slots); and what image scorers ask
     for.
     """
-    from maskgrpo_plugin.rewards.images.config import image_reward_cpus
-
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
