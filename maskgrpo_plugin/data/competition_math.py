@@ -5,7 +5,7 @@ from typing import Any
 from maskgrpo_plugin.data.records import DataError, HubSource, as_object, text_field
 from maskgrpo_plugin.data.rows import Row, verl_row
 from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
-from maskgrpo_plugin.rewards.text.scorers import boxed_contents
+from maskgrpo_plugin.rewards.text.answers import boxed_contents
 
 HUB = {
     "train": HubSource("DigitalLearningGmbH/MATH-lighteval", "train"),

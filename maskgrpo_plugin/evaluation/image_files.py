@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.problems import Problem
 from maskgrpo_plugin.files import written_whole
 
@@ -30,17 +30,17 @@ def check_layout(layout: str, problems: Iterable[Problem], samples: int) -> None
     """Check that the data holds what a layout needs.
 
     Raises:
-        ConfigError: a key is missing in the prompts' metadata, or the number of samples does not fit.
+        OptionError: a key is missing in the prompts' metadata, or the number of samples does not fit.
     """
     needed = {"geneval": ("tag", "include"), "dpg_bench": ("item_id",)}.get(layout, ())
     for problem in problems:
         missing = [key for key in needed if key not in metadata_of(problem)]
         if missing:
-            raise ConfigError(
+            raise OptionError(
                 "--layout", layout, f"the prompt {problem.id} has no {', '.join(missing)} in its metadata"
             )
     if layout == "dpg_bench" and samples != DPG_SAMPLES:
-        raise ConfigError("--samples", samples, f"the layout dpg_bench puts {DPG_SAMPLES} images in a square")
+        raise OptionError("--samples", samples, f"the layout dpg_bench puts {DPG_SAMPLES} images in a square")
 
 
 def image_path(problem: Problem, sample: int) -> Path:

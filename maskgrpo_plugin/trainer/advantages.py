@@ -1,6 +1,8 @@
 """Group-relative advantages of MaskGRPO, with the optional rank reward of Pref-GRPO, in verl's registry."""
 
 from collections.abc import Callable
+from functools import partial
+from operator import contains
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
 from maskgrpo_plugin.errors import check_choice
+from maskgrpo_plugin.registry import Registered
 
 STD_EPSILON = 1e-5
 REWARD_TRANSFORMS = ("none", "rank")
@@ -125,8 +128,9 @@ ADVANTAGES = {
 }
 
 
-def register() -> None:
-    """Add the advantages `maskgrpo`, `leave_one_out` and `zscore` to verl; idempotent."""
-    for name, estimate in ADVANTAGES.items():
-        if name not in ADV_ESTIMATOR_REGISTRY:
-            register_adv_est(name)(estimate)
+for _name, _estimate in ADVANTAGES.items():
+    register_adv_est(_name)(_estimate)
+
+REGISTERS = tuple(
+    Registered(f"advantage {name}", partial(contains, ADV_ESTIMATOR_REGISTRY, name)) for name in ADVANTAGES
+)

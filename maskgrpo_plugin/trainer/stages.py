@@ -11,7 +11,7 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
@@ -20,6 +20,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
@@ -260,3 +261,9 @@ class MaskGRPOColocateAsyncTrainer(MaskGRPOStages, PPOTrainerColocateAsync):
     """
 
     verl_mode = "colocate_async"
+
+
+REGISTERS = (
+    Registered("trainer maskgrpo_sync", lambda: "maskgrpo_sync" in TRAINER_REGISTRY),
+    Registered("trainer maskgrpo_colocate_async", lambda: "maskgrpo_colocate_async" in TRAINER_REGISTRY),
+)

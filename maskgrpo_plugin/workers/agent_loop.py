@@ -9,13 +9,14 @@ from typing import Any
 from uuid import uuid4
 
 from transformers import AutoConfig
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, _agent_loop_registry, register
 from verl.utils.profiler import simple_timer
 
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.models.families import Family, ImageFamily, Prompt, build_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
+from maskgrpo_plugin.registry import Registered
 
 
 def request_seed(run_seed: int, step: int, row: int, session: int, prompt_ids: list[int]) -> int:
@@ -177,3 +178,6 @@ def image_grid(image: Any, family: Family) -> tuple[int, int] | None:
 def visible(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
     """The tokens that are no padding."""
     return [token for token, kept in zip(ids, mask, strict=True) if kept]
+
+
+REGISTERS = (Registered("agent loop maskgrpo_single_turn", lambda: "maskgrpo_single_turn" in _agent_loop_registry),)

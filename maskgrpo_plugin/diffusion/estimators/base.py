@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.errors import check_choice, check_number
-from maskgrpo_plugin.registry import Registry
+from maskgrpo_plugin.registry import ClassRegistry
 
 CANVASES = ("masked", "full", "visible", "trimmed")
 
@@ -176,7 +176,7 @@ class Estimator(ABC):
         return rows.attended & ~rows.tail if self.canvas == "trimmed" else rows.attended
 
 
-ESTIMATORS: Registry[Estimator] = Registry("estimator", "estimator")
+ESTIMATORS: ClassRegistry[Estimator] = ClassRegistry("estimator")
 register_estimator = ESTIMATORS.register
 
 
