@@ -16,9 +16,9 @@ from typing import Any
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
 from maskgrpo_plugin.diffusion.samplers import SAMPLERS, SamplerOptionError
-from maskgrpo_plugin.diffusion.samplers.cache import CACHES
-from maskgrpo_plugin.diffusion.samplers.parallel import PARALLEL
-from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import ORDERINGS
+from maskgrpo_plugin.diffusion.samplers.blocks.cache import CACHES
+from maskgrpo_plugin.diffusion.samplers.blocks.parallel import PARALLEL
+from maskgrpo_plugin.diffusion.samplers.blocks.sampler import ORDERINGS
 from maskgrpo_plugin.errors import ConfigError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
 from maskgrpo_plugin.evaluation.image_files import LAYOUTS, check_layout, write_dpg_squares

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
-from maskgrpo_plugin.diffusion.samplers.decoder import reveal_quota
+from maskgrpo_plugin.diffusion.samplers.blocks.decoder import reveal_quota
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
 MASK, END = 38, 39

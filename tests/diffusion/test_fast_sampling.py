@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
+from maskgrpo_plugin.diffusion.samplers.blocks.parallel import reveal_more
 from maskgrpo_plugin.diffusion.samplers.noise import draw_categories
-from maskgrpo_plugin.diffusion.samplers.parallel import reveal_more
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
 MASK, VOCAB = 30, 32

@@ -4,8 +4,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from maskgrpo_plugin.diffusion.samplers.base import Sampler, SamplerOptionError, SamplerOutput
-from maskgrpo_plugin.diffusion.samplers.image import EmergeSampler, MaskGITSampler
-from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import SemiAutoregressiveSampler
+from maskgrpo_plugin.diffusion.samplers.blocks.sampler import SemiAutoregressiveSampler
+from maskgrpo_plugin.diffusion.samplers.scheduled import EmergeSampler, MaskGITSampler
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "semi_autoregressive": SemiAutoregressiveSampler,

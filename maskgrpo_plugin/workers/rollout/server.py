@@ -16,9 +16,9 @@ from verl.workers.rollout.replica import TokenOutput
 from maskgrpo_plugin.diffusion.samplers import Sampler, SemiAutoregressiveSampler, build_sampler
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
-from maskgrpo_plugin.workers.rollout.batching import Batch, DynamicBatcher, Request
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, pad_left
 from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate_parameters, serves_adapter
+from maskgrpo_plugin.workers.rollout.request_queue import Batch, DynamicBatcher, Request
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
 
 logger = logging.getLogger(__name__)

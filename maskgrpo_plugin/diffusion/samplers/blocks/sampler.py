@@ -18,10 +18,10 @@ from maskgrpo_plugin.diffusion.samplers.base import (
     check_token_ids,
     make_canvas,
 )
-from maskgrpo_plugin.diffusion.samplers.cache import CACHES
-from maskgrpo_plugin.diffusion.samplers.decoder import SemiAutoregressiveDecoder
+from maskgrpo_plugin.diffusion.samplers.blocks.cache import CACHES
+from maskgrpo_plugin.diffusion.samplers.blocks.decoder import SemiAutoregressiveDecoder
+from maskgrpo_plugin.diffusion.samplers.blocks.parallel import PARALLEL
 from maskgrpo_plugin.diffusion.samplers.noise import Generators, draw_categories, uniform_table
-from maskgrpo_plugin.diffusion.samplers.parallel import PARALLEL
 
 ORDERINGS = ("low_confidence", "random", "entropy", "margin")
 

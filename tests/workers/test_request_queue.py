@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from maskgrpo_plugin.workers.rollout.batching import DynamicBatcher
+from maskgrpo_plugin.workers.rollout.request_queue import DynamicBatcher
 
 
 def run(coroutine):

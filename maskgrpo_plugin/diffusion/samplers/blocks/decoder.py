@@ -19,12 +19,12 @@ from maskgrpo_plugin.diffusion.samplers.base import (
     logits_of_columns,
     top_k_per_row,
 )
-from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
-from maskgrpo_plugin.diffusion.samplers.credit import TraceCredit
-from maskgrpo_plugin.diffusion.samplers.parallel import reveal_more
+from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
+from maskgrpo_plugin.diffusion.samplers.blocks.credit import TraceCredit
+from maskgrpo_plugin.diffusion.samplers.blocks.parallel import reveal_more
 
 if TYPE_CHECKING:
-    from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import SemiAutoregressiveSampler
+    from maskgrpo_plugin.diffusion.samplers.blocks.sampler import SemiAutoregressiveSampler
 
 
 @dataclass
