@@ -164,14 +164,13 @@ class Family:
         """Token ids of a text, without anything added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def encode_chat(self, messages: Messages) -> list[int]:
-        """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self.encode(text)
+    def encode_chat(self, messages: Messages, **template_kwargs: Any) -> list[int]:
+        """Token ids of a conversation, see `encode_chat`."""
+        return encode_chat(self.tokenizer, messages, **template_kwargs)
 
-    def text_to_text(self, messages: Messages, response_length: int) -> Prompt:
-        """A conversation and `response_length` masks for the answer."""
-        return self.finish_text(self.encode_chat(messages), response_length)
+    def text_to_text(self, messages: Messages, response_length: int, **template_kwargs: Any) -> Prompt:
+        """A conversation and `response_length` masks for the answer; `template_kwargs` go to the chat template."""
+        return self.finish_text(self.encode_chat(messages, **template_kwargs), response_length)
 
     def finish_text(self, prompt_ids: list[int], response_length: int) -> Prompt:
         """Put `response_length` masks behind unpadded prompt tokens.
@@ -257,7 +256,12 @@ class ImageFamily(Family):
 
     @abstractmethod
     def understanding(
-        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+        self,
+        codes: Sequence[int],
+        messages: Messages,
+        response_length: int,
+        grid: tuple[int, int] | None = None,
+        **template_kwargs: Any,
     ) -> Prompt:
         """An image, a conversation about it, and masks for the answer.
 
@@ -266,6 +270,7 @@ class ImageFamily(Family):
             messages: the conversation; the last message is the user's.
             response_length: tokens of the answer.
             grid: rows and columns of the image; None: a square.
+            **template_kwargs: settings of the chat template, where the layout has one.
 
         Raises:
             ValueError: a code outside the codebook, codes that fill no such grid, or no room for an answer.
@@ -291,6 +296,12 @@ class ImageFamily(Family):
                 f"the prompt {shown!r} takes {used} tokens with its special tokens; allowed are {self.text_length}, "
                 "the text length of the checkpoint"
             )
+
+
+def encode_chat(tokenizer: Any, messages: Messages, **template_kwargs: Any) -> list[int]:
+    """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def pad_left(ids: list[int], length: int, pad_token_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

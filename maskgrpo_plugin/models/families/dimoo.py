@@ -68,7 +68,12 @@ class DiMOOFamily(ImageFamily):
         )
 
     def understanding(
-        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+        self,
+        codes: Sequence[int],
+        messages: Messages,
+        response_length: int,
+        grid: tuple[int, int] | None = None,
+        **template_kwargs: Any,
     ) -> Prompt:
         """System text; user with the question and the image; answer start; masks for the answer.
 

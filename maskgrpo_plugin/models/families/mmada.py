@@ -1,6 +1,7 @@
 """MMaDA (arXiv 2505.15809): text and images in one vocabulary, prompts of a fixed length before an image."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from maskgrpo_plugin.models.families.base import ImageFamily, Messages, Prompt, pad_left
 
@@ -43,7 +44,12 @@ class MMaDAFamily(ImageFamily):
         )
 
     def understanding(
-        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+        self,
+        codes: Sequence[int],
+        messages: Messages,
+        response_length: int,
+        grid: tuple[int, int] | None = None,
+        **template_kwargs: Any,
     ) -> Prompt:
         """`<|mmu|>`, `<|soi|>`, image tokens, `<|eoi|>`, the conversation with its bos, masks for the answer.
 
@@ -51,7 +57,7 @@ class MMaDAFamily(ImageFamily):
         """
         if grid is not None and grid[0] * grid[1] != len(codes):
             raise ValueError(f"{len(codes)} image codes do not fill a grid of {grid[0]} × {grid[1]}")
-        chat = self.encode_chat(messages)
+        chat = self.encode_chat(messages, **template_kwargs)
         bos = self._bos()
         ids = [
             self.token_id(UNDERSTANDING),
