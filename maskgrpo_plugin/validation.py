@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -21,7 +20,6 @@ from maskgrpo_plugin.rewards.text.config import check_text_reward_config
 
 RESOLVER = "maskgrpo.preflight"
 TRAINERS = ("maskgrpo_sync", "maskgrpo_colocate_async")
-PLUGIN_ROLLOUTS = ("masked_diffusion", "transformers")
 
 
 def preflight(config: DictConfig) -> bool:
@@ -37,6 +35,7 @@ def preflight(config: DictConfig) -> bool:
         OptionError: the first value that cannot work.
     """
     from maskgrpo_plugin.workers.platform import check_device
+    from maskgrpo_plugin.workers.rollout.checks import check_images, check_rollout
 
     checks: list[Callable[[DictConfig], None]] = [
         extensions.read_config,
@@ -44,7 +43,7 @@ def preflight(config: DictConfig) -> bool:
         _check_files,
         _check_batches,
         _check_model,
-        _check_rollout,
+        check_rollout,
         check_image_reward_config,
         check_text_reward_config,
         _check_ray,
@@ -52,7 +51,7 @@ def preflight(config: DictConfig) -> bool:
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
         checks[4:4] = [_check_estimation, _check_unsupported]
-        checks.append(_check_images)
+        checks.append(check_images)
     for check in checks:
         check(config)
     return True
@@ -172,152 +171,6 @@ def _device() -> str:
     return get_device_name()
 
 
-def _check_rollout(config: DictConfig) -> None:
-    from maskgrpo_plugin.workers.rollout.model_weights import serves_adapter
-
-    rollout = config.actor_rollout_ref.rollout
-    if rollout.name not in PLUGIN_ROLLOUTS:
-        return
-    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    for key in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
-        if rollout[key] != 1:
-            raise OptionError(
-                f"actor_rollout_ref.rollout.{key}", rollout[key], f"use 1: each of the {ranks} ranks has its own server"
-            )
-    if serves_adapter(config.actor_rollout_ref.model) and rollout.layered_summon and rollout.load_format == "dummy":
-        raise OptionError(
-            "actor_rollout_ref.rollout.layered_summon", True, "it needs rollout.load_format=auto: it sends no base"
-        )
-    if rollout.max_num_seqs < 1:
-        raise OptionError("actor_rollout_ref.rollout.max_num_seqs", rollout.max_num_seqs, "allowed: 1 or more")
-    if rollout.agent.default_agent_loop != "maskgrpo_single_turn":
-        raise OptionError(
-            "actor_rollout_ref.rollout.agent.default_agent_loop",
-            rollout.agent.default_agent_loop,
-            "the plugin's rollouts are seeded by maskgrpo_single_turn",
-        )
-    if rollout.name == "masked_diffusion":
-        _check_sampler(config)
-
-
-def _check_sampler(config: DictConfig) -> None:
-    from maskgrpo_plugin.config import SamplerSettings
-    from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
-
-    rollout = config.actor_rollout_ref.rollout
-    keys = {
-        "response_length": "data.max_response_length",
-        "temperature": "actor_rollout_ref.rollout.temperature",
-    }
-    values = {key: rollout.sampler[key] for key in rollout.sampler if key != "_target_"}
-    known = SamplerSettings.__dataclass_fields__
-    for key in values:
-        if key not in known:
-            raise OptionError(f"actor_rollout_ref.rollout.sampler.{key}", values[key], "no such key")
-    settings = SamplerSettings(**values)
-    for temperature in (rollout.temperature, rollout.val_kwargs.temperature):
-        options = settings.options(response_length=rollout.response_length, temperature=temperature, stop_token_ids=())
-        try:
-            build_sampler(settings.name, **options)
-        except SamplerOptionError as error:
-            key = keys.get(error.option, f"actor_rollout_ref.rollout.sampler.{error.option}")
-            raise OptionError(key, error.value, str(error.allowed)) from None
-
-
-def _modalities(config: DictConfig) -> dict[str, list[Any]]:
-    """Rows of the data by modality other than text, as (prompt messages, extra_info)."""
-    import pyarrow.parquet as pq
-
-    found: dict[str, list[Any]] = {}
-    for key in ("train_files", "val_files"):
-        value = config.data[key]
-        for name in value if isinstance(value, ListConfig) else [value]:
-            if "://" in str(name) or not str(name).endswith(".parquet"):
-                continue
-            table = pq.read_table(os.path.expanduser(str(name)))
-            if not {"extra_info", config.data.prompt_key} <= set(table.column_names):
-                continue
-            infos = table["extra_info"].to_pylist()
-            if not any((info or {}).get("modality") for info in infos):
-                continue
-            for messages, info in zip(table[config.data.prompt_key].to_pylist(), infos, strict=True):
-                modality = info.get("modality") or "text"
-                if modality != "text":
-                    found.setdefault(modality, []).append((messages, info))
-    return found
-
-
-def _check_images(config: DictConfig) -> None:
-    """Where rows ask for images: a family that has them, a tokenizer that fits it, and prompts that fit both."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    from maskgrpo_plugin.config import ImageSettings
-    from maskgrpo_plugin.models.families import ImageFamily, build_family
-    from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
-    from maskgrpo_plugin.workers.agent_loop import build_prompt
-
-    rows = _modalities(config)
-    path = os.path.expanduser(str(config.actor_rollout_ref.model.path))
-    if not rows or not os.path.isdir(path):
-        return
-    rollout = config.actor_rollout_ref.rollout
-    try:
-        family = build_family(AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
-    except ValueError as error:
-        raise OptionError("actor_rollout_ref.model.path", path, str(error)) from None
-    if not isinstance(family, ImageFamily):
-        raise OptionError(
-            "actor_rollout_ref.model.path", path, f"the data asks for {', '.join(rows)}; {family.name} has none"
-        )
-    image = ImageSettings(**{key: rollout.image[key] for key in rollout.image if key != "_target_"})
-    grid = None
-    if "t2i" in rows:
-        if rollout.sampler.name == "semi_autoregressive":
-            raise OptionError(
-                "actor_rollout_ref.rollout.sampler.name", rollout.sampler.name, "for images: emerge, maskgit"
-            )
-        if not image.tokenizer_path or not (Path(image.tokenizer_path).expanduser() / "config.json").is_file():
-            raise OptionError(
-                "actor_rollout_ref.rollout.image.tokenizer_path",
-                image.tokenizer_path,
-                "the folder of the image tokenizer's checkpoint, with its config.json",
-            )
-        try:
-            tokenizer_config = image_tokenizer_config(image.tokenizer_path)
-        except ModuleNotFoundError as error:
-            key = "actor_rollout_ref.rollout.image.tokenizer_path"
-            raise OptionError(key, image.tokenizer_path, str(error)) from None
-        if tokenizer_config.codebook_size != family.image.codebook_size:
-            raise OptionError(
-                "actor_rollout_ref.rollout.image.tokenizer_path",
-                image.tokenizer_path,
-                f"it has {tokenizer_config.codebook_size} codes, the model's config {family.image.codebook_size}",
-            )
-        try:
-            grid = image.grid(family, tokenizer_config)
-        except ValueError as error:
-            raise OptionError("actor_rollout_ref.rollout.image.height", image.height, str(error)) from None
-    for modality, found in rows.items():
-        for messages, info in found:
-            try:
-                prompt = build_prompt(family, messages, info, config.data.max_response_length, grid)
-            except (ValueError, KeyError) as error:
-                raise OptionError(
-                    "data.train_files", info.get("index"), f"a row of modality {modality}: {error}"
-                ) from None
-            visible = sum(prompt.prompt_mask)
-            if visible > config.data.max_prompt_length:
-                raise OptionError(
-                    "data.max_prompt_length", config.data.max_prompt_length, f"a prompt has {visible} tokens"
-                )
-            if len(prompt.response_ids) != config.data.max_response_length:
-                raise OptionError(
-                    "data.max_response_length",
-                    config.data.max_response_length,
-                    f"an image takes {len(prompt.response_ids)} tokens with its end",
-                )
-
-
 def required_ray_cpus(config: DictConfig) -> int:
     """CPUs that the run's Ray actors take; fewer, and verl waits for ever.
 
@@ -325,8 +178,10 @@ def required_ray_cpus(config: DictConfig) -> int:
     load balancer and each rollout server; three a training rank (verl's colocation slots); and what image scorers ask
     for.
     """
+    from maskgrpo_plugin.workers.rollout import ROLLOUTS
+
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0
+    servers = ranks if config.actor_rollout_ref.rollout.name in ROLLOUTS else 0
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
     return (
         3 * ranks

@@ -46,9 +46,9 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
         overrides = small(tiny_run, "model" if is_diffusion else "model_ar")
         if name.startswith("llada_8b"):
             length = plain.data.max_response_length // 4
-            steps = plain.actor_rollout_ref.rollout.sampler.steps // 4
+            steps = plain.actor_rollout_ref.rollout.sampler.options.steps // 4
             overrides += ["data.max_prompt_length=64", f"data.max_response_length={length}"]
-            overrides += [f"actor_rollout_ref.rollout.sampler.steps={steps}"]
+            overrides += [f"actor_rollout_ref.rollout.sampler.options.steps={steps}"]
     config = ranks.compose_config("", *overrides, name=name, folder_key=None)
     assert preflight(config)
     if name.startswith("llada_8b"):

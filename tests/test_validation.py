@@ -36,9 +36,17 @@ def test_the_shipped_configs_pass(tiny_run, name):
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("data.max_response_length=10", "actor_rollout_ref.rollout.sampler.block_length"),
-        ("actor_rollout_ref.rollout.sampler.steps=1", "actor_rollout_ref.rollout.sampler.steps"),
-        ("actor_rollout_ref.rollout.sampler.ordering=best", "actor_rollout_ref.rollout.sampler.ordering"),
+        ("data.max_response_length=10", "actor_rollout_ref.rollout.sampler.options.block_length"),
+        ("actor_rollout_ref.rollout.sampler.options.steps=1", "actor_rollout_ref.rollout.sampler.options.steps"),
+        (
+            "actor_rollout_ref.rollout.sampler.options.ordering=best",
+            "actor_rollout_ref.rollout.sampler.options.ordering",
+        ),
+        ("actor_rollout_ref.rollout.sampler.ordering=best", "actor_rollout_ref.rollout.sampler.options.ordering"),
+        ("actor_rollout_ref.rollout.sampler.options.stepz=8", "actor_rollout_ref.rollout.sampler.options.stepz"),
+        ("+actor_rollout_ref.rollout.sampler.options.schedule=linear", "sampler.options.schedule"),
+        ("actor_rollout_ref.rollout.sampler.options.temperature=0.5", "sampler.options.temperature"),
+        ("+actor_rollout_ref.rollout.sampler.stepz=8", "actor_rollout_ref.rollout.sampler.stepz"),
         ("actor_rollout_ref.rollout.sampler.name=greedy", "actor_rollout_ref.rollout.sampler.name"),
         ("actor_rollout_ref.rollout.temperature=-1", "actor_rollout_ref.rollout.temperature"),
         ("algorithm.estimation.gamma=1.0", "algorithm.estimation.gamma"),

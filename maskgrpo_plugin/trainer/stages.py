@@ -24,6 +24,7 @@ from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
+from maskgrpo_plugin.workers.rollout import ROLLOUTS
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class MaskGRPOStages(PPOTrainer):
 
     def _rollout_metrics(self) -> dict[str, float]:
         """Mean over the replicas of the servers' counters since the last step, as `rollout/…`."""
-        if self.config.actor_rollout_ref.rollout.name not in ("masked_diffusion", "transformers"):
+        if self.config.actor_rollout_ref.rollout.name not in ROLLOUTS:
             return {}
         servers = self.llm_server_manager.server_handles
         summaries: list[dict[str, float]] = ray.get([server.pop_metrics.remote() for server in servers])

@@ -40,7 +40,7 @@ VARIANTS = {
     "micro": [*ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2"],
     "dynamic": DYNAMIC,
     "one_level": ["algorithm.estimation.mu=1"],
-    "inverse_t": ["algorithm.estimation.mu=1", "+algorithm.estimation.options.time_weighting=inverse_t"],
+    "inverse_t": ["algorithm.estimation.mu=1", "algorithm.estimation.options.time_weighting=inverse_t"],
     "tail": ["algorithm.estimation.mu=1", "algorithm.estimation.canvas=full"],
     "visible": ["algorithm.estimation.canvas=visible"],
     "visible_one": ["algorithm.estimation.mu=1", "algorithm.estimation.canvas=visible"],
