@@ -1,6 +1,6 @@
 """The plugin's own config sections as dataclasses, each value checked where it is built and named by its full key."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +10,10 @@ from verl.workers.config import FSDPActorConfig, RolloutConfig
 
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
-from maskgrpo_plugin.errors import ConfigError, OptionError, check_choice, check_number
+from maskgrpo_plugin.diffusion.samplers import Sampler, build_for_run, option_names
+from maskgrpo_plugin.errors import OptionError, check_choice, check_number
+from maskgrpo_plugin.models.families import ImageFamily
+from maskgrpo_plugin.models.families.base import ImageTokenizerConfig
 
 ESTIMATION = "algorithm.estimation"
 MASK_SHARING = ("index", "group", "sample")
@@ -65,8 +68,8 @@ class EstimationConfig(BaseConfig):
         try:
             self.build()
         except OptionError as error:
-            shared = ("estimator", "mu", "canvas")
-            raise error.under(ESTIMATION if error.key in shared else f"{ESTIMATION}.options") from None
+            own = getattr(self, error.key, None) is not None  # `estimator`, `mu`, `canvas`, or an old name
+            raise error.under(ESTIMATION if own else f"{ESTIMATION}.options") from None
 
     def estimator_options(self) -> dict[str, Any]:
         """Keyword arguments of the estimator, the old names under their new ones."""
@@ -147,50 +150,46 @@ class MaskGRPOAlgoConfig(AlgoConfig):
 
 @dataclass
 class SamplerSettings(BaseConfig):
-    """Options of the rollout's sampler; temperature and response length are verl's own rollout keys.
+    """The rollout's sampler; temperature and response length are verl's own rollout keys.
 
     Attributes:
-        name: `semi_autoregressive`, `emerge` or `maskgit`.
-        steps: denoising steps in total, over all blocks.
-        block_length: tokens a block; must divide `data.max_response_length`.
-        ordering: `low_confidence`, `random`, `entropy` or `margin`.
-        cfg_scale: guidance weight w, 0 for none.
-        schedule: noise schedule of the image samplers.
-        early_stop: stop decoding a response after the block that holds its end token.
-        cache: `none`, `prefix` or `dual`, approximate where not `none`; see `SemiAutoregressiveSampler`.
-        parallel: `none`, `threshold`, `factor`, `hierarchical` or `credit`; see `reveal_more`. Approximate but `none`.
-        threshold: of `parallel`, a probability in (0, 1].
-        factor: of `parallel=factor`, above 0.
+        name: `semi_autoregressive`, `emerge`, `maskgit`, or one that `register_sampler` added.
+        options: what the sampler's class declares, such as {steps: 128, block_length: 16}; null: its default.
+        steps, block_length, ordering, cfg_scale, schedule, early_stop, cache, parallel, threshold, factor: old keys of
+            these options, which win over `options` until they go with the next release.
     """
 
     name: str = "semi_autoregressive"
-    steps: int = 128
-    block_length: int = 16
-    ordering: str = "low_confidence"
-    cfg_scale: float = 0.0
-    schedule: str = "cosine"
-    early_stop: bool = True
-    cache: str = "none"
-    parallel: str = "none"
-    threshold: float = 0.9
-    factor: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    block_length: int | None = None
+    ordering: str | None = None
+    cfg_scale: float | None = None
+    schedule: str | None = None
+    early_stop: bool | None = None
+    cache: str | None = None
+    parallel: str | None = None
+    threshold: float | None = None
+    factor: float | None = None
 
-    def options(self, *, response_length: int, temperature: float, stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
-        """Keyword arguments for `build_sampler(self.name, …)` of one kind of request."""
-        options: dict[str, Any] = {
-            "steps": self.steps,
-            "response_length": response_length,
-            "temperature": temperature,
-            "cfg_scale": self.cfg_scale,
-        }
-        if self.name == "semi_autoregressive":
-            options |= {"block_length": self.block_length, "ordering": self.ordering}
-            options |= {key: getattr(self, key) for key in ("cache", "parallel", "threshold", "factor")}
-            if self.early_stop:
-                options["stop_token_ids"] = stop_token_ids
-        else:
-            options["schedule"] = self.schedule
-        return options
+    def old_options(self) -> dict[str, Any]:
+        """The options that old keys set."""
+        keys = [each.name for each in fields(self) if each.name not in ("name", "options", "_target_")]
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that are set; old keys of options that another sampler has are passed over, as they always were.
+
+        Raises:
+            OptionError: an unknown name.
+        """
+        known = option_names(self.name)
+        old = {key: value for key, value in self.old_options().items() if key in known}
+        return {key: value for key, value in self.options.items() if value is not None} | old
+
+    def build(self, **by_run: Any) -> Sampler:
+        """The sampler; see `build_for_run`, also for the errors."""
+        return build_for_run(self.name, self.chosen(), **by_run)
 
 
 @dataclass
@@ -200,8 +199,8 @@ class ImageSettings(BaseConfig):
     Attributes:
         tokenizer_path: folder of the MAGVIT-v2 or diffusers VQModel checkpoint that turns image tokens into pixels.
         height, width: of the images in pixels; None for both: the checkpoint's square of image tokens.
-        contact_sheet_rows: completions of each validation that are drawn as a contact sheet, for each agent-loop
-            worker; 0 for none.
+        contact_sheet_rows: completions per validation and agent-loop worker that are drawn as a contact sheet; 0 for
+            none.
     """
 
     tokenizer_path: str | None = None
@@ -213,11 +212,11 @@ class ImageSettings(BaseConfig):
         for key in ("height", "width"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ConfigError(f"actor_rollout_ref.rollout.image.{key}", value, "allowed: pixels, 1 or more")
+                raise OptionError(f"actor_rollout_ref.rollout.image.{key}", value, "allowed: pixels, 1 or more")
         if (self.height is None) != (self.width is None):
-            raise ConfigError("actor_rollout_ref.rollout.image.width", self.width, "set height and width, or neither")
+            raise OptionError("actor_rollout_ref.rollout.image.width", self.width, "set height and width, or neither")
 
-    def grid(self, family: Any, image_tokenizer: Any) -> tuple[int, int]:
+    def grid(self, family: ImageFamily, image_tokenizer: ImageTokenizerConfig) -> tuple[int, int]:
         """Rows and columns of image tokens.
 
         Args:
@@ -239,10 +238,10 @@ class DiffusionRolloutConfig(RolloutConfig):
     Attributes:
         sampler: see `SamplerSettings`.
         image: see `ImageSettings`.
-        max_wait_ms: how long a server waits for more requests before it runs a batch that is not full, in ms; the
+        max_wait_ms: longest wait of a server for more requests before it runs a batch that is not full, in ms; the
             largest batch is verl's `max_num_seqs`.
-        quiet_ms: such a batch also runs once no request has come for so long, in ms.
-        compile: run the model's layers through torch.compile, for any shape; needs `sampler.cache` none.
+        quiet_ms: time without a new request after which it runs such a batch, in ms.
+        compile: run the model's layers through torch.compile, for any shape; needs a sampler without a block cache.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -253,11 +252,9 @@ class DiffusionRolloutConfig(RolloutConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.compile and self.sampler.cache != "none":
-            raise ConfigError("actor_rollout_ref.rollout.compile", True, "needs rollout.sampler.cache=none")
         for key in ("max_wait_ms", "quiet_ms"):
             if not getattr(self, key) >= 0:
-                raise ConfigError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
+                raise OptionError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
 
 
 @dataclass

@@ -1,63 +1,97 @@
-"""Things found by name: a registry whose entries declare their own options as dataclass fields."""
+"""Names and what they stand for: registries of kinds of things, and what a module has put into verl's registries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from maskgrpo_plugin.errors import OptionError
 
-T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
-class Registry(Generic[T]):
-    """Dataclasses by name; the options of an entry are its fields, declared nowhere else.
+class Registered(NamedTuple):
+    """One entry that a module adds to a registry of verl or transformers when it is imported; the doctor looks for it.
 
-    Args:
-        kind: what the entries are, for error messages: `estimator`, `sampler`.
-        key: the key that names an entry, for error messages.
+    Attributes:
+        subject: kind and name, such as `trainer maskgrpo_sync`.
+        present: whether the registry holds it.
     """
 
-    def __init__(self, kind: str, key: str = "name"):
-        self.kind, self.key = kind, key
-        self._entries: dict[str, type[T]] = {}
+    subject: str
+    present: Callable[[], bool]
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Decorator that adds a dataclass under `name`.
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """Things of one kind by name, in the order of their registration.
+
+    Args:
+        kind: what the things are, for messages: `task`, `scorer`.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Add `entry` under `name`; adding an equal entry again changes nothing.
 
         Raises:
-            ValueError: the name is taken by another class.
+            ValueError: the name is taken by another entry.
         """
+        if self._entries.get(name, entry) != entry:
+            raise ValueError(f"the {self.kind} {name!r} is already registered")
+        self._entries[name] = entry
 
-        def add(entry: type[T]) -> type[T]:
-            known = self._entries.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
-                raise ValueError(f"the {self.kind} {name!r} is already registered by {known.__module__}")
-            self._entries[name] = entry
-            return entry
-
-        return add
-
-    def names(self) -> tuple[str, ...]:
-        """Registered names, in the order in which they came."""
-        return tuple(self._entries)
-
-    def get(self, name: str) -> type[T]:
-        """The class of that name.
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of that name.
 
         Raises:
             OptionError: there is none; the message lists those there are.
         """
         if name not in self._entries:
-            raise OptionError(self.key, name, f"allowed: {', '.join(self._entries)}")
+            raise OptionError(self.kind, name, f"unknown {self.kind}; available: {', '.join(self.names()) or 'none'}")
         return self._entries[name]
 
-    def build(self, name: str, **options: Any) -> T:
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def names(self) -> tuple[str, ...]:
+        """The names, sorted."""
+        return tuple(sorted(self._entries))
+
+
+class ClassRegistry(Registry[type[Entry]]):
+    """Dataclasses of one kind by name; the options of an entry are its fields, declared nowhere else."""
+
+    def register(self, name: str) -> Callable[[type[Entry]], type[Entry]]:
+        """Decorator that adds a dataclass under `name`; the same class again, after a reload, replaces it.
+
+        Raises:
+            ValueError: the name is taken by another class.
+        """
+
+        def decorate(entry: type[Entry]) -> type[Entry]:
+            known = self._entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) == (entry.__module__, entry.__qualname__):
+                self._entries[name] = entry
+            self.add(name, entry)
+            return entry
+
+        return decorate
+
+    def build(self, name: str, **options: Any) -> Entry:
         """Make an entry from its options.
 
         Raises:
             OptionError: an unknown name or option, one that is missing, or a value that cannot work.
         """
-        entry: Any = self.get(name)
+        entry: Any = self[name]
         known = {field.name: field for field in fields(entry) if field.init}
         for option, value in options.items():
             if option not in known:

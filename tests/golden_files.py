@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
 
@@ -18,6 +19,16 @@ def missing(*parts: str) -> str | None:
     """
     path = GOLDEN_DIR.joinpath(*parts)
     return None if path.exists() else f"no golden numbers at {path}"
+
+
+def tolerance(expected: Tensor, at_five: float) -> float:
+    """Absolute tolerance for float32 numbers, which grows with them as their rounding does.
+
+    Args:
+        expected: the golden numbers.
+        at_five: tolerance where they reach 5 at most.
+    """
+    return at_five * max(1.0, expected.abs().max().item() / 5)
 
 
 def golden_runs(family: str) -> list[Any]:

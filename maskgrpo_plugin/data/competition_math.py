@@ -5,7 +5,7 @@ from typing import Any
 from maskgrpo_plugin.data.records import DataError, HubSource, as_object, text_field
 from maskgrpo_plugin.data.rows import Row, verl_row
 from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
-from maskgrpo_plugin.rewards.text.scorers import boxed_contents
+from maskgrpo_plugin.rewards.text.answers import boxed_contents
 
 HUB = {
     "train": HubSource("DigitalLearningGmbH/MATH-lighteval", "train"),
@@ -23,7 +23,7 @@ TEMPLATES = TaskTemplates(
 
 
 def math_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
-    """One row in verl's format from one record with `problem` and an `answer` or a `solution` whose box holds it.
+    """One row in verl's format from one record with a `problem`, and an `answer` or a `solution` that boxes it.
 
     Raises:
         DataError: a field is missing or the solution has no box with an answer.

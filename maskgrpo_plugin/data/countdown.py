@@ -3,11 +3,11 @@
 import json
 import operator
 import random
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from maskgrpo_plugin.data import splits
 from maskgrpo_plugin.data.records import DataError, HubSource, as_object
 from maskgrpo_plugin.data.rows import Row, verl_row
 from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
@@ -36,7 +36,7 @@ def countdown_row(record: Any, split: str, index: int, template: Template = TEMP
     23}`.
 
     Raises:
-        DataError: the record has neither form, or its numbers are not positive and whole.
+        DataError: the record has neither form, or its numbers are not positive whole numbers.
     """
     numbers, target = _problem(as_object(record))
     return verl_row(
@@ -86,7 +86,7 @@ def draw_records(*, held_out: bool, seed: int) -> Iterator[dict[str, Any]]:
 
 def is_held_out(numbers: tuple[int, ...], target: int) -> bool:
     """Whether a problem, its numbers sorted, belongs to the validation part; no seed plays a role."""
-    return zlib.crc32(f"{numbers}={target}".encode()) % VALIDATION_SHARE == 0
+    return splits.is_held_out(f"{numbers}={target}", VALIDATION_SHARE)
 
 
 def _random_value(numbers: list[int], rng: random.Random) -> Fraction | None:

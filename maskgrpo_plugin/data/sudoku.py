@@ -3,12 +3,12 @@
 import functools
 import itertools
 import random
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, as_object, text_field
 from maskgrpo_plugin.data.rows import Row, verl_row
+from maskgrpo_plugin.data.splits import is_held_out
 from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
 from maskgrpo_plugin.rewards.text.scorers.sudoku import CELLS, check_puzzle, parse_grid
 
@@ -34,10 +34,10 @@ UNITS = (
 
 
 def sudoku_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
-    """One row in verl's format from one record with `Puzzle` and `Solution`, 16 digits each; small letters do too.
+    """One row in verl's format from one record with `Puzzle` and `Solution` (in any case), 16 digits each.
 
     Raises:
-        DataError: a field is missing or no grid, or the solution is none of the puzzle.
+        DataError: a field is missing or is not a grid, or the solution does not solve the puzzle.
     """
     record = {str(key).lower(): value for key, value in as_object(record).items()}
     try:
@@ -80,14 +80,9 @@ def draw_records(*, held_out: bool, seed: int) -> Iterator[dict[str, Any]]:
         solution = rng.choice(solved_grids())
         empty = set(rng.sample(range(CELLS), EMPTY_CELLS))
         puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
-        if puzzle not in seen and is_held_out(puzzle) == held_out and len(solutions(puzzle)) == 1:
+        if puzzle not in seen and is_held_out(puzzle, VALIDATION_SHARE) == held_out and len(solutions(puzzle)) == 1:
             seen.add(puzzle)
             yield {"puzzle": puzzle, "solution": solution}
-
-
-def is_held_out(puzzle: str) -> bool:
-    """Whether a puzzle belongs to the validation part; no seed plays a role."""
-    return zlib.crc32(puzzle.encode()) % VALIDATION_SHARE == 0
 
 
 def solutions(puzzle: str) -> list[str]:

@@ -14,6 +14,10 @@ from torch import Tensor
 FAILURE_POLICIES = ("raise", "drop_sample", "mean_of_group")
 
 
+class SandboxLost(RuntimeError):
+    """A sandbox failed while it ran a program, so that the program was not judged."""
+
+
 class RewardFailure(RuntimeError):
     """Rewards failed and the policy is `raise`."""
 

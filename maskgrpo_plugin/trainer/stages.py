@@ -11,7 +11,7 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
@@ -20,9 +20,11 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
+from maskgrpo_plugin.workers.rollout import ROLLOUTS
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class MaskGRPOStages(PPOTrainer):
 
     def _rollout_metrics(self) -> dict[str, float]:
         """Mean over the replicas of the servers' counters since the last step, as `rollout/…`."""
-        if self.config.actor_rollout_ref.rollout.name not in ("masked_diffusion", "transformers"):
+        if self.config.actor_rollout_ref.rollout.name not in ROLLOUTS:
             return {}
         servers = self.llm_server_manager.server_handles
         summaries: list[dict[str, float]] = ray.get([server.pop_metrics.remote() for server in servers])
@@ -188,6 +190,7 @@ class MaskGRPOStages(PPOTrainer):
 
     def _write_mask_keys(self, batch: KVBatchMeta) -> None:
         rows, sessions = self._row_numbers(batch)
+        assert self.estimation is not None
         keys = mask_keys(rows, sessions, self.estimation.mask_sharing)
         fields = TensorDict({"mask_key": torch.tensor(keys, dtype=torch.int64)}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
@@ -259,3 +262,9 @@ class MaskGRPOColocateAsyncTrainer(MaskGRPOStages, PPOTrainerColocateAsync):
     """
 
     verl_mode = "colocate_async"
+
+
+REGISTERS = (
+    Registered("trainer maskgrpo_sync", lambda: "maskgrpo_sync" in TRAINER_REGISTRY),
+    Registered("trainer maskgrpo_colocate_async", lambda: "maskgrpo_colocate_async" in TRAINER_REGISTRY),
+)

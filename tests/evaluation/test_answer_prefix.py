@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from maskgrpo_plugin.evaluate import main, prepare_task
-from maskgrpo_plugin.evaluation.problems import Problem, make_query
-from maskgrpo_plugin.workers.agent_loop import render_chat, request_seed
+from maskgrpo_plugin.evaluation.problems import Problem, make_request
+from maskgrpo_plugin.models.families.base import encode_chat
+from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, request_seed
 
 VARIED = Path(__file__).parents[1] / "e2e" / "varied_reward.py"
 STYLES = {"published": "<reasoning>", "template": "", None: ""}
@@ -28,13 +29,14 @@ def problem(style=None):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_style_of_the_row_decides_where_nothing_is_given(tokenizer, style):
-    plain = render_chat(tokenizer, problem().messages)
+    plain = encode_chat(tokenizer, problem().messages)
     prefix = tokenizer(STYLES[style], add_special_tokens=False)["input_ids"]
-    query = make_query(problem(style), tokenizer, None, 8, None)
+    builder = RequestBuilder(tokenizer, None)
+    query = make_request(problem(style), builder, 8)
     assert query.prompt_ids == [*plain, *prefix] and query.prefix_ids == tuple(prefix) and query.new_tokens == 8
-    given = make_query(problem(style), tokenizer, None, 8, None, "12")
+    given = make_request(problem(style), builder, 8, "12")
     assert tokenizer.decode(given.prefix_ids) == "12" and given.prompt_ids == [*plain, *given.prefix_ids]
-    assert make_query(problem(style), tokenizer, None, 8, None, "").prompt_ids == plain
+    assert make_request(problem(style), builder, 8, "").prompt_ids == plain
 
 
 @pytest.mark.parametrize("model", ["model", "model_ar"])
@@ -50,7 +52,7 @@ def test_the_prefix_stands_before_the_masks_and_is_scored(tiny_run, tokenizer, t
     prefix = tokenizer("12", add_special_tokens=False)["input_ids"]
     for row in rows:
         number = int(row["id"].split("/")[1])
-        prompt_ids = render_chat(tokenizer, [{"role": "user", "content": row["prompt"]}])
+        prompt_ids = encode_chat(tokenizer, [{"role": "user", "content": row["prompt"]}])
         assert row["seed"] == request_seed(0, 0, number, 0, [*prompt_ids, *prefix])
         answer = tokenizer.decode(row["token_ids"][: row["effective_tokens"]], skip_special_tokens=True)
         assert row["text"] == "12" + answer

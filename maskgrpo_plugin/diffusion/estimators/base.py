@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.errors import check_choice, check_number
-from maskgrpo_plugin.registry import Registry
+from maskgrpo_plugin.registry import ClassRegistry
 
 CANVASES = ("masked", "full", "visible", "trimmed")
 
@@ -51,7 +51,7 @@ class Pass:
     Attributes:
         noisy: (B, L) int64, the model's input.
         scored: (B, L) bool, whose log-probability is asked for.
-        weight: (B, L) float, the factor of each of them in the estimate.
+        weight: (B, L) float64, the factor of each of them in the estimate.
     """
 
     noisy: Tensor
@@ -61,7 +61,7 @@ class Pass:
 
 def make_pass(noisy: Tensor, scored: Tensor, weight: float = 1.0) -> Pass:
     """A pass in which every scored token has the same factor."""
-    return Pass(noisy, scored, torch.where(scored, weight, 0.0))
+    return Pass(noisy, scored, scored.double() * weight)
 
 
 def after_first_stop(tokens: Tensor, response: Tensor, stop_token_ids: Sequence[int]) -> Tensor:
@@ -176,7 +176,7 @@ class Estimator(ABC):
         return rows.attended & ~rows.tail if self.canvas == "trimmed" else rows.attended
 
 
-ESTIMATORS: Registry[Estimator] = Registry("estimator", "estimator")
+ESTIMATORS: ClassRegistry[Estimator] = ClassRegistry("estimator")
 register_estimator = ESTIMATORS.register
 
 

@@ -162,14 +162,8 @@ class Family:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_chat(self, messages: Messages, **template_kwargs: Any) -> list[int]:
-        """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn.
-
-        Args:
-            messages: the conversation.
-            **template_kwargs: settings of the template, verl's `data.apply_chat_template_kwargs`.
-        """
-        settings = {"add_generation_prompt": True} | template_kwargs
-        return self.encode(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
+        """Token ids of a conversation, see `encode_chat`."""
+        return encode_chat(self.tokenizer, messages, **template_kwargs)
 
     def text_to_text(self, messages: Messages, response_length: int, **template_kwargs: Any) -> Prompt:
         """A conversation, and masks for the answer.
@@ -309,6 +303,12 @@ class ImageFamily(Family, ABC):
                 f"the prompt {shown!r} takes {used} tokens with its special tokens; allowed are {self.text_length}, "
                 "the text length of the checkpoint"
             )
+
+
+def encode_chat(tokenizer: Any, messages: Messages, **template_kwargs: Any) -> list[int]:
+    """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def pad_left(ids: list[int], length: int, pad_token_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,14 +11,13 @@ from maskgrpo_plugin.rewards.images.registry import (
     resolve,
     scorers,
 )
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerOptionError, ScorerUnavailable
+from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerUnavailable
 
 __all__ = [
     "ImageSample",
     "ImageScorer",
     "ScorerEntry",
     "ScorerFactory",
-    "ScorerOptionError",
     "ScorerUnavailable",
     "build_scorer",
     "check_option_names",

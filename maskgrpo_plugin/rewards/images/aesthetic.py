@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.images.open_clip_model import (
     OpenClipModel,
     check_file,
     check_open_clip_options,
     load_state_dict,
 )
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerOptionError
+from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 ACTIVATIONS = ("none", "relu")
 
@@ -21,12 +22,12 @@ def check_aesthetic_options(options: Mapping[str, Any]) -> None:
     """Check the options without making a model.
 
     Raises:
-        ScorerOptionError: the head is not there, an unknown activation, or what `check_open_clip_options` refuses.
+        OptionError: the head is not there, an unknown activation, or what `check_open_clip_options` refuses.
     """
     check_file("head", options.get("head"))
     activation = options.get("activation", "none")
     if activation not in ACTIVATIONS:
-        raise ScorerOptionError("activation", activation, f"allowed: {', '.join(ACTIVATIONS)}")
+        raise OptionError("activation", activation, f"allowed: {', '.join(ACTIVATIONS)}")
     check_open_clip_options(options)
 
 

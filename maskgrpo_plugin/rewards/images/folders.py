@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.images.open_clip_model import choose_device
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerOptionError
+from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 
 def check_folder(options: Mapping[str, Any]) -> None:
-    """Raise ScorerOptionError unless the folder holds a model and its preprocessing."""
+    """Raise OptionError unless the folder holds a model and its preprocessing."""
     folder = Path(str(options.get("folder"))).expanduser()
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
-            raise ScorerOptionError("folder", options.get("folder"), f"give a folder that holds {name}")
+            raise OptionError("folder", options.get("folder"), f"give a folder that holds {name}")
 
 
 def to_pixels(images: Sequence[np.ndarray]) -> Tensor:

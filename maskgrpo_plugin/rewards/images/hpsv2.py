@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.images.open_clip_model import (
     PRECISIONS,
     autocast,
@@ -23,7 +24,7 @@ from maskgrpo_plugin.rewards.images.open_clip_model import (
     choose_device,
     load_state_dict,
 )
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerOptionError
+from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def check_hpsv2_options(options: Mapping[str, Any]) -> None:
     """Check the options without making a model.
 
     Raises:
-        ScorerOptionError: an unknown version, backend or precision, or a checkpoint that is not there.
+        OptionError: an unknown version, backend or precision, or a checkpoint that is not there.
     """
     for option, default, allowed in (
         ("version", "v2.1", tuple(CHECKPOINTS)),
@@ -47,11 +48,11 @@ def check_hpsv2_options(options: Mapping[str, Any]) -> None:
     ):
         value = options.get(option, default)
         if value not in allowed:
-            raise ScorerOptionError(option, value, f"allowed: {', '.join(allowed)}")
+            raise OptionError(option, value, f"allowed: {', '.join(allowed)}")
     if options.get("checkpoint") is not None:
         check_file("checkpoint", options["checkpoint"])
     if options.get("backend") == "hpsv2" and _hpsv2_open_clip() is None:
-        raise ScorerOptionError("backend", "hpsv2", "the package hpsv2 cannot be imported here; use open_clip")
+        raise OptionError("backend", "hpsv2", "the package hpsv2 cannot be imported here; use open_clip")
 
 
 def preprocess(image: np.ndarray, size: int) -> Tensor:

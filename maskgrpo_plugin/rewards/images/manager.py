@@ -11,7 +11,9 @@ import ray
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 
+from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.images import ImageSample, get_scorer
 from maskgrpo_plugin.rewards.images.actors import ScorerPool
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, ScorerConfig
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 IMAGE_FIELD = "image"
 
 
+@register_reward_manager(IMAGE_REWARD_MANAGER)
 class ImageRewardManager(RewardManagerBase):
     """Scores images, one rollout at a time; the scorers batch across rollouts and reward workers.
 
@@ -35,7 +38,7 @@ class ImageRewardManager(RewardManagerBase):
         compute_score, reward_router_address, reward_model_tokenizer: verl passes them; not used.
 
     Raises:
-        ConfigError: a setting that cannot work.
+        OptionError: a setting that cannot work.
         RuntimeError: a scorer cannot be loaded.
     """
 
@@ -87,11 +90,6 @@ class ImageRewardManager(RewardManagerBase):
             info[f"{name}_latency_s"] = float(scored.latency_s)
             info[f"{name}_batch_size"] = float(scored.batch_size)
         return {"reward_score": total, "reward_extra_info": info}
-
-
-def register() -> None:
-    """Make `reward.reward_manager.name=maskgrpo_image` known to verl. Idempotent."""
-    register_reward_manager(IMAGE_REWARD_MANAGER)(ImageRewardManager)
 
 
 def image_sample(rows: Mapping[str, Any]) -> ImageSample:
@@ -163,3 +161,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain(part) for part in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+REGISTERS = (
+    Registered(
+        f"reward manager {IMAGE_REWARD_MANAGER}", lambda: REWARD_MANAGER.get(IMAGE_REWARD_MANAGER) is ImageRewardManager
+    ),
+)

@@ -1,17 +1,13 @@
 """Rewards of images: a registry of scorers. Making one may need heavy libraries; importing this needs none."""
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerOptionError, ScorerUnavailable
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.imports import load_object
+from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerUnavailable
 
 ScorerFactory = Callable[..., ImageScorer]
 
@@ -25,7 +21,7 @@ class ScorerEntry:
             `path/to/file.py:name`, which is read where the scorer is made.
         requires: modules that the factory imports.
         extra: the plugin's extra that installs them, if one does.
-        check: called with the options before anything is made, raises ScorerOptionError; or its import path.
+        check: called with the options before anything is made, raises OptionError; or its import path.
     """
 
     factory: ScorerFactory | str
@@ -98,21 +94,6 @@ def register_scorer(
     _SCORERS[name] = entry
 
 
-def load_object(path: str) -> Any:
-    """What an import path names, `package.module:name` or `path/to/file.py:name`.
-
-    Raises:
-        ValueError: the path is of neither form, or there is no such file, module or name in it.
-    """
-    place, colon, name = path.rpartition(":")
-    if not colon or not place or not name.isidentifier():
-        raise ValueError(f"{path!r} is no import path; write package.module:name or path/to/file.py:name")
-    module = _load_file(place) if place.endswith(".py") else _load_module(place)
-    if not hasattr(module, name):
-        raise ValueError(f"{place} has no {name!r}")
-    return getattr(module, name)
-
-
 def resolve(value: Any) -> Any:
     """An object as it is, an import path's object."""
     return load_object(value) if isinstance(value, str) else value
@@ -126,7 +107,7 @@ def build_scorer(factory: ScorerFactory | str, options: Mapping[str, Any] | None
         options: the factory's keyword arguments.
 
     Raises:
-        ScorerOptionError: an option that the factory does not know or cannot use, or one that is missing.
+        OptionError: an option that the factory does not know or cannot use, or one that is missing.
         ValueError: an unknown name or import path.
         ImportError: the scorer needs a library that is not there.
     """
@@ -141,7 +122,7 @@ def build_scorer(factory: ScorerFactory | str, options: Mapping[str, Any] | None
 
 
 def check_option_names(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise ScorerOptionError unless `factory(**options)` can be called."""
+    """Raise OptionError unless `factory(**options)` can be called."""
     if not callable(factory):
         raise ValueError(f"{factory!r} cannot be called")
     parameters = inspect.signature(factory).parameters
@@ -149,44 +130,16 @@ def check_option_names(factory: Callable[..., Any], options: Mapping[str, Any]) 
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for option, value in options.items():
         if option not in names and not takes_any:
-            raise ScorerOptionError(option, value, f"there are {', '.join(names) or 'no options'}")
+            raise OptionError(option, value, f"there are {', '.join(names) or 'no options'}")
     for name in names:
         if parameters[name].default is inspect.Parameter.empty and name not in options:
-            raise ScorerOptionError(name, None, "it must be given")
-
-
-def _load_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ValueError(f"there is no module {name!r}") from error
-        raise
-
-
-def _load_file(path: str) -> Any:
-    file = Path(os.path.expanduser(path)).resolve()
-    if not file.is_file():
-        raise ValueError(f"there is no file {str(file)!r}")
-    name = f"_scorer_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+            raise OptionError(name, None, "it must be given")
 
 
 __all__ = [
     "ImageSample",
     "ImageScorer",
     "ScorerEntry",
-    "ScorerOptionError",
     "ScorerUnavailable",
     "build_scorer",
     "check_option_names",

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.images import check_option_names, restricted_pickle
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerOptionError, ScorerUnavailable
+from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class RemoteOptions:
         api_key_env: environment variable with the endpoint's key, empty for none.
 
     Raises:
-        ScorerOptionError: a value that cannot work.
+        OptionError: a value that cannot work.
     """
 
     url: str
@@ -117,36 +118,36 @@ class RemoteOptions:
     def __post_init__(self):
         parts = urllib.parse.urlsplit(str(self.url))
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ScorerOptionError("url", self.url, "write http://host:port")
+            raise OptionError("url", self.url, "write http://host:port")
         for option, allowed in (("protocol", (*PROTOCOLS, CHAT)), ("format", FORMATS)):
             if getattr(self, option) not in allowed:
-                raise ScorerOptionError(option, getattr(self, option), f"allowed: {', '.join(allowed)}")
+                raise OptionError(option, getattr(self, option), f"allowed: {', '.join(allowed)}")
         for option in ("timeout_s", "health_timeout_s"):
             if not 0 < getattr(self, option) < math.inf:
-                raise ScorerOptionError(option, getattr(self, option), "allowed: more than 0 seconds")
+                raise OptionError(option, getattr(self, option), "allowed: more than 0 seconds")
         for option in ("backoff_s", "max_backoff_s"):
             if not 0 <= getattr(self, option) < math.inf:
-                raise ScorerOptionError(option, getattr(self, option), "allowed: 0 or more seconds")
+                raise OptionError(option, getattr(self, option), "allowed: 0 or more seconds")
         for option, least, most in (("retries", 0, 100), ("concurrency", 1, 1024), ("jpeg_quality", 1, 95)):
             value = getattr(self, option)
             if not isinstance(value, int) or not least <= value <= most:
-                raise ScorerOptionError(option, value, f"allowed: whole numbers from {least} to {most}")
+                raise OptionError(option, value, f"allowed: whole numbers from {least} to {most}")
         if self.protocol == CHAT and "{prompt}" not in self.question:
-            raise ScorerOptionError("question", self.question, "it must hold {prompt}")
+            raise OptionError("question", self.question, "it must hold {prompt}")
 
 
 def check_remote_options(options: Mapping[str, Any]) -> None:
     """Check the options and ask the server whether it is there.
 
     Raises:
-        ScorerOptionError: a value that cannot work, or no server at the url.
+        OptionError: a value that cannot work, or no server at the url.
     """
     check_option_names(RemoteOptions, options)
     settings = RemoteOptions(**options)
     try:
         probe(settings)
     except ScorerUnavailable as error:
-        raise ScorerOptionError("url", settings.url, f"no reward server answers there: {error}") from error
+        raise OptionError("url", settings.url, f"no reward server answers there: {error}") from error
 
 
 def probe(settings: RemoteOptions) -> tuple[str, ...]:
@@ -183,7 +184,7 @@ def make_remote(**options: Any) -> "RemoteScorer":
     """Make the scorer of `protocol`; options as in `RemoteOptions`.
 
     Raises:
-        ScorerOptionError: a value that cannot work.
+        OptionError: a value that cannot work.
         ScorerUnavailable: there is no server at the url.
     """
     check_option_names(RemoteOptions, options)

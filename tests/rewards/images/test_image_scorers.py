@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from image_helpers import FILE, AsyncScorer, BrightnessScorer, sample, text_image
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards import images
-from maskgrpo_plugin.rewards.images import ScorerOptionError, ScorerUnavailable, build_scorer, register_scorer
+from maskgrpo_plugin.rewards.images import ScorerUnavailable, build_scorer, register_scorer
 from maskgrpo_plugin.rewards.images.ocr import edit_distance, quoted_text, text_similarity
 from maskgrpo_plugin.rewards.images.worker import ScorerWorker, score_samples
 
@@ -196,5 +197,5 @@ def test_digits_is_the_probability_of_the_asked_digit(digits_folders):
 
 @pytest.mark.parametrize("kind", ["digits", "clip_folder"])
 def test_a_folder_without_a_model_is_refused(kind, tmp_path):
-    with pytest.raises(ScorerOptionError, match=r"folder=.*config\.json"):
+    with pytest.raises(OptionError, match=r"folder=.*config\.json"):
         images.resolve(images.get_scorer(kind).check)({"folder": str(tmp_path)})

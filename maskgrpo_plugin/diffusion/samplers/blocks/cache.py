@@ -14,7 +14,7 @@ class BlockCache:
     A later pass over the columns from `first_column` on writes its own keys and values over theirs, and attends to all.
 
     Attributes:
-        keys, values: one a layer, (B, H, L, d).
+        keys, values: one tensor per layer, (B, H, L, d).
     """
 
     keys: list[Tensor] = field(default_factory=list)

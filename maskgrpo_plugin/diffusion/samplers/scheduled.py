@@ -1,75 +1,50 @@
-"""Samplers for image tokens: emerge (arXiv 2510.02880, Algorithm 4), and MaskGIT for comparison."""
+"""What emerge and MaskGIT share: a whole canvas, revealed over T steps by a schedule; subclasses say where."""
 
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from maskgrpo_plugin.diffusion.levels import Schedule, get_schedule
-from maskgrpo_plugin.diffusion.samplers.base import (
-    OnStep,
-    Sampler,
-    SamplerOptionError,
-    SamplerOutput,
-    ban,
-    check_number,
-    check_token_ids,
-    logits_at,
-    make_canvas,
-    top_k_per_row,
-)
+from maskgrpo_plugin.diffusion.levels import SCHEDULES, get_schedule
+from maskgrpo_plugin.diffusion.samplers.base import OnStep, Sampler, SamplerOutput, ban, logits_at, make_canvas
 from maskgrpo_plugin.diffusion.samplers.noise import (
     Generators,
     check_generators,
     draw_categories,
-    gumbel,
     rows_of,
     uniform_rows,
 )
+from maskgrpo_plugin.diffusion.samplers.options import number, one_of, option, token_ids
+from maskgrpo_plugin.errors import OptionError
 
 
-@dataclass(frozen=True)
-class _ScheduledSampler(Sampler):
-    """Options and the loop that emerge and MaskGIT share; subclasses say which positions a step reveals.
+def id_range(key: str, value: Any) -> None:
+    """Raise OptionError unless `value` is (start, stop) of token ids, start < stop."""
+    token_ids(key, value)
+    if len(value) != 2 or value[0] >= value[1]:
+        raise OptionError(key, value, "allowed: (start, stop) with start < stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledSampler(Sampler):
+    """Options and the loop that emerge and MaskGIT share; see `Sampler` for the others.
 
     Attributes:
-        steps: T, at least 1.
-        response_length: tokens appended to a prompt that holds no mask token.
-        schedule: k with k(0) = 1 and k(1) = 0: `cosine` or `linear`.
-        temperature: 0 takes the most probable token; above, see the sampler.
+        steps: T, at least 1; 20 as published (arXiv 2510.02880).
+        schedule: k with k(0) = 1 and k(1) = 0, see `get_schedule`.
         cfg_scale: w in (1 + w)·cond − w·uncond.
         vocab_slice: (start, stop) of the ids that may be emitted, or None for all.
-        forbidden_token_ids: never emitted, like the mask token.
-
-    Raises:
-        SamplerOptionError: a value that cannot work.
     """
 
-    steps: int
-    response_length: int
-    schedule: str = "cosine"
-    temperature: float = 1.0
-    cfg_scale: float = 0.0
-    vocab_slice: tuple[int, int] | None = None
-    forbidden_token_ids: tuple[int, ...] = ()
+    modalities: ClassVar[tuple[str, ...]] = ("text", "t2i")
 
-    def __post_init__(self):
-        check_number("steps", self.steps, 1, whole=True)
-        check_number("response_length", self.response_length, 1, whole=True)
-        check_number("temperature", self.temperature, 0)
-        check_number("cfg_scale", self.cfg_scale, 0)
-        check_token_ids("forbidden_token_ids", self.forbidden_token_ids)
-        try:
-            get_schedule(self.schedule)
-        except ValueError as error:
-            raise SamplerOptionError("schedule", self.schedule, str(error)) from None
-        if self.vocab_slice is not None:
-            check_token_ids("vocab_slice", self.vocab_slice)
-            if len(self.vocab_slice) != 2 or self.vocab_slice[0] >= self.vocab_slice[1]:
-                raise SamplerOptionError("vocab_slice", self.vocab_slice, "allowed: (start, stop) with start < stop")
+    steps: int = option(number(1, whole=True), 20)
+    schedule: str = option(one_of(*SCHEDULES), "cosine")
+    temperature: float = option(number(0), 1.0, by_run=True)
+    vocab_slice: tuple[int, int] | None = option(id_range, None, by_run=True)
 
     @torch.no_grad()
     def generate(
@@ -92,7 +67,7 @@ class _ScheduledSampler(Sampler):
             uncond_attention_mask: shaped like `uncond_input_ids`; None: the same padding as `attention_mask`.
 
         Raises:
-            ValueError: guidance without `uncond_input_ids`, or ones of another length; not one generator a row.
+            ValueError: guidance without `uncond_input_ids`, or ones of another length; not one generator per row.
         """
         check_generators(generator, input_ids.shape[0])
         canvas = make_canvas(input_ids, attention_mask, self.response_length, mask_token_id)
@@ -104,7 +79,6 @@ class _ScheduledSampler(Sampler):
         total = (tokens == mask_token_id).sum(-1)
         reveal_step = torch.full_like(tokens, -1, dtype=torch.int64)
         row_calls = torch.zeros_like(total)
-        schedule = get_schedule(self.schedule)
         calls = 0
         for step in range(self.steps):
             rows = (tokens == mask_token_id).any(-1).nonzero().squeeze(-1)
@@ -118,10 +92,10 @@ class _ScheduledSampler(Sampler):
             row_calls[rows] += 1
             first = 0 if self.vocab_slice is None else self.vocab_slice[0]
             logits = ban(logits, (mask_token_id, *self.forbidden_token_ids), first)
-            chosen = self._draw(logits, counts, own)
+            chosen = self.draw(logits, counts, own)
             revealed = positions
             if step < self.steps - 1:
-                revealed = self._reveal(logits, chosen, positions, total[rows], schedule, step, own)
+                revealed = self.reveal(logits, chosen, positions, total[rows], step, own)
             current[revealed] = chosen[revealed[positions]] + first
             tokens[rows] = current
             reveal_step[rows] = reveal_step[rows].masked_fill(revealed, step)
@@ -152,22 +126,31 @@ class _ScheduledSampler(Sampler):
         cond, without = both.chunk(2)
         return (1 + self.cfg_scale) * cond - self.cfg_scale * without
 
-    def _draw(self, logits: Tensor, counts: Tensor, generator: Generators) -> Tensor:
+    def share(self, step: int) -> float:
+        """k(step/T), the share of positions that are masked before a step."""
+        return get_schedule(self.schedule)(step / self.steps)
+
+    def draw(self, logits: Tensor, counts: Tensor, generator: Generators) -> Tensor:
         """A token for each masked position from softmax(logits / temperature); (N, V') -> (N,)."""
         return draw_tokens(logits, self.temperature, counts, generator)
 
     @abstractmethod
-    def _reveal(
-        self,
-        logits: Tensor,
-        chosen: Tensor,
-        positions: Tensor,
-        total: Tensor,
-        schedule: Schedule,
-        step: int,
-        generator: Generators,
+    def reveal(
+        self, logits: Tensor, chosen: Tensor, positions: Tensor, total: Tensor, step: int, generator: Generators
     ) -> Tensor:
-        """Which of the masked `positions` (B, L) this step reveals; `total` (B,) were masked at the start."""
+        """Which positions a step reveals; not asked for the last step, which reveals all.
+
+        Args:
+            logits: (N, V') at the masked positions, row by row.
+            chosen: (N,) columns of `logits` that were drawn.
+            positions: (B, L) bool, the N masked positions.
+            total: (B,) number of masked positions before the first step.
+            step: number of the step, from 0.
+            generator: see `uniform_rows`.
+
+        Returns:
+            (B, L) bool, a part of `positions`.
+        """
 
 
 def draw_tokens(logits: Tensor, temperature: float, counts: Tensor, generator: Generators) -> Tensor:
@@ -176,7 +159,7 @@ def draw_tokens(logits: Tensor, temperature: float, counts: Tensor, generator: G
     Args:
         logits: (N, V), the positions of a row after those of the row before.
         temperature: 0 or more.
-        counts: (B,) how many of the N positions each row has.
+        counts: (B,) number of the N positions per row.
         generator: see `uniform_rows`.
     """
     if temperature == 0:
@@ -205,40 +188,3 @@ def _both_masks(mask: Tensor | None, uncond: Tensor | None, tokens: Tensor) -> T
         mask = torch.ones_like(tokens, dtype=uncond.dtype)  # type: ignore[union-attr]
     # columns after the unconditional prompt are those of the canvas
     return torch.cat([mask, torch.cat([uncond.to(mask.dtype), mask[:, uncond.shape[1] :]], dim=1)])  # type: ignore[union-attr]
-
-
-@dataclass(frozen=True)
-class EmergeSampler(_ScheduledSampler):
-    """Each masked position stays masked with probability k_s/k_t, else takes a token drawn from the model
-    (arXiv 2510.02880, Algorithm 4); the last step reveals what is left. Options and errors: `_ScheduledSampler`'s,
-    `temperature` being that of the softmax."""
-
-    def _reveal(self, logits, chosen, positions, total, schedule, step, generator):
-        stay = schedule((step + 1) / self.steps) / schedule(step / self.steps)
-        revealed = torch.zeros_like(positions)
-        revealed[positions] = uniform_rows(positions.sum(-1), generator, logits.device) >= stay
-        return revealed
-
-
-@dataclass(frozen=True)
-class MaskGITSampler(_ScheduledSampler):
-    """Reveal by confidence so that ⌊N·k((s+1)/T)⌋ positions stay masked (arXiv 2202.04200).
-
-    Tokens are drawn from the softmax as it is; their log-probability plus Gumbel noise of scale
-    temperature·(1 − (s+1)/T) ranks them. Temperature 0: the most probable tokens and no noise. Options and errors:
-    `_ScheduledSampler`'s."""
-
-    def _draw(self, logits, counts, generator):
-        return draw_tokens(logits, 1.0 if self.temperature > 0 else 0.0, counts, generator)
-
-    def _reveal(self, logits, chosen, positions, total, schedule, step, generator):
-        counts = positions.sum(-1)
-        confidence = logits.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).double()
-        scale = self.temperature * (1 - (step + 1) / self.steps)
-        if scale > 0:
-            confidence = confidence + scale * gumbel(uniform_rows(counts, generator, logits.device))
-        scores = torch.full(positions.shape, float("-inf"), dtype=torch.float64, device=positions.device)
-        scores[positions] = confidence
-        # 1e-9: a product such as 10 · (1 − 0.9) is a whole number but for rounding
-        keep = (total.double() * schedule((step + 1) / self.steps) + 1e-9).floor().long()
-        return top_k_per_row(scores, (counts - keep).clamp(min=0)) & positions

@@ -1,25 +1,42 @@
-"""Dynamic batching of concurrent requests: full batches at once, others after a bounded wait; later requests may join a
-batch that is running.
-"""
+"""The queue of a rollout server: full batches at once, others after a bounded wait; later requests may join a batch."""
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class BatchKind(NamedTuple):
+    """What requests of one batch have in common.
+
+    Attributes:
+        temperature: of the sampler.
+        canvas_length: tokens of an image's canvas; 0 for texts.
+    """
+
+    temperature: float
+    canvas_length: int = 0
 
 
 @dataclass(eq=False)
 class Request:
-    """One generation request; `kind` names what may share a batch (for example its sampling options), `payload` is
-    whatever else the batch's function needs of it.
+    """One generation request.
+
+    Attributes:
+        prompt_ids: tokens of the prompt.
+        seed: of its noise.
+        kind: requests of one kind may share a batch.
+        future: takes the result.
+        payload: what else the batch's function needs of it.
+        arrived: time of its arrival, in seconds.
     """
 
     prompt_ids: list[int]
     seed: int
-    kind: Hashable
+    kind: BatchKind
     future: asyncio.Future = field(repr=False)
     payload: Any = None
     arrived: float = field(default_factory=time.monotonic)
@@ -46,7 +63,7 @@ class BatchingMetrics:
     busy_s: float = 0.0
 
     def summary(self, max_batch: int) -> dict[str, float]:
-        """Rates for the tracker: tokens/s, model calls a token, and the share of `max_batch` rows in a forward pass."""
+        """Rates for the tracker: tokens/s, model calls per token, and the share of `max_batch` rows per pass."""
         return {
             "tokens_per_s": self.tokens / self.busy_s if self.busy_s else 0.0,
             "model_calls_per_token": self.row_model_calls / self.tokens if self.tokens else 0.0,
@@ -58,31 +75,31 @@ class BatchingMetrics:
 
 
 class Batch:
-    """A running batch: what it began with, what may still join it, and where its answers go. Used in the thread that
+    """A running batch: what it began with, what may still join it, and where its answers go; used in the thread that
     runs it.
 
     Attributes:
-        requests: what it began with, at least one, all of one kind.
-        kind: theirs.
+        requests: the requests that it began with, at least one, all of one kind.
+        kind: the kind of them all.
     """
 
-    def __init__(self, batcher: "DynamicBatcher", requests: list[Request], loop: asyncio.AbstractEventLoop):
+    def __init__(self, queue: "RequestQueue", requests: list[Request], loop: asyncio.AbstractEventLoop):
         self.requests, self.kind = requests, requests[0].kind
         self.unanswered = list(requests)
-        self._batcher, self._loop = batcher, loop
+        self._queue, self._loop = queue, loop
 
-    def take(self, places: int) -> list[Request]:
-        """At most `places` waiting requests of the same kind, oldest first, which join the batch; none while the
-        batcher is paused, or where one of another kind has waited longest.
+    def take(self, most: int) -> list[Request]:
+        """At most `most` waiting requests of the same kind, oldest first, which join the batch; none while the queue is
+        paused, or where a request of another kind has waited longest.
         """
-        taken = self._batcher.take(self.kind, places)
+        taken = self._queue.take(self.kind, most)
         self.unanswered += taken
         return taken
 
     def answer(self, request: Request, result: Any) -> None:
         """Give a request its result; the batch goes on."""
         self.unanswered.remove(request)
-        self._batcher.metrics.requests += 1
+        self._queue.metrics.requests += 1
         self._loop.call_soon_threadsafe(_settle, request.future, result)
 
 
@@ -91,14 +108,14 @@ def _settle(future: asyncio.Future, result: Any) -> None:
         future.set_result(result)
 
 
-class DynamicBatcher:
-    """Collect requests and hand them to `run` in batches, oldest first, one kind a batch.
+class RequestQueue:
+    """Collects requests and hands them to `run` in batches, oldest first, one kind per batch.
 
     Args:
-        run: called in a thread with a `Batch`; answers every request of it and those that it takes on.
-        max_batch: most requests a batch, at least 1.
-        max_wait_s: longest that the oldest request waits for company, in seconds.
-        quiet_s: a batch also runs once no request has come for so long, in seconds.
+        run: called in a thread with a `Batch`; answers all its requests and those that it takes on.
+        max_batch: largest number of requests per batch, at least 1.
+        max_wait_s: longest wait of the oldest request for others, in seconds.
+        quiet_s: time without a new request after which a batch runs that is not full, in seconds; None: `max_wait_s`.
     """
 
     def __init__(
@@ -113,7 +130,7 @@ class DynamicBatcher:
         self.max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._quiet_s = max_wait_s if quiet_s is None else quiet_s
-        self._waiting: dict[Hashable, deque[Request]] = {}
+        self._waiting: dict[BatchKind, deque[Request]] = {}
         self._lock = threading.Lock()
         self._changed = asyncio.Event()
         self._open = asyncio.Event()
@@ -123,7 +140,7 @@ class DynamicBatcher:
         self._worker: asyncio.Task | None = None
         self.metrics = BatchingMetrics()
 
-    async def submit(self, prompt_ids: list[int], *, seed: int, kind: Hashable, payload: Any = None) -> Any:
+    async def submit(self, prompt_ids: list[int], *, seed: int, kind: BatchKind, payload: Any = None) -> Any:
         """Queue one request and wait for its result; an error of its batch is raised here."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
@@ -133,7 +150,7 @@ class DynamicBatcher:
             self._worker = asyncio.create_task(self._serve())
         return await future
 
-    def take(self, kind: Hashable, most: int) -> list[Request]:
+    def take(self, kind: BatchKind, most: int) -> list[Request]:
         """Take up to `most` requests of the kind out of the queue; none while paused, or where another kind is next."""
         with self._lock:
             queue = self._oldest()

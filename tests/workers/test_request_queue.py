@@ -6,23 +6,25 @@ import time
 
 import pytest
 
-from maskgrpo_plugin.workers.rollout.batching import DynamicBatcher
+from maskgrpo_plugin.workers.rollout.request_queue import BatchKind, RequestQueue
+
+KIND, OTHER = BatchKind(0.0), BatchKind(1.0)
 
 
 def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 20))
 
 
-def batcher(sizes, **options):
+def queue_of(sizes, **options):
     def answer(batch):
         sizes.append([request.kind for request in batch.requests])
         for request in batch.requests:
             batch.answer(request, request.prompt_ids[0] * 10)
 
-    return DynamicBatcher(answer, **({"max_batch": 4, "max_wait_s": 0.2, "quiet_s": 0.05} | options))
+    return RequestQueue(answer, **({"max_batch": 4, "max_wait_s": 0.2, "quiet_s": 0.05} | options))
 
 
-async def submit_all(queue, numbers, kind="k"):
+async def submit_all(queue, numbers, kind=KIND):
     return await asyncio.gather(*[queue.submit([n], seed=n, kind=kind) for n in numbers])
 
 
@@ -30,7 +32,7 @@ def test_each_request_gets_its_own_answer_in_batches_of_at_most_the_maximum():
     sizes = []
 
     async def go():
-        return await submit_all(batcher(sizes), range(10))
+        return await submit_all(queue_of(sizes), range(10))
 
     assert run(go()) == [n * 10 for n in range(10)]
     assert [len(batch) for batch in sizes] == [4, 4, 2]
@@ -39,7 +41,7 @@ def test_each_request_gets_its_own_answer_in_batches_of_at_most_the_maximum():
 def test_a_lone_request_waits_no_longer_than_the_quiet_time():
     async def go():
         started = time.monotonic()
-        await batcher([], max_wait_s=5.0).submit([1], seed=0, kind="k")
+        await queue_of([], max_wait_s=5.0).submit([1], seed=0, kind=KIND)
         return time.monotonic() - started
 
     assert 0.04 < run(go()) < 2.0
@@ -49,10 +51,10 @@ def test_steady_arrivals_end_at_the_longest_wait():
     sizes = []
 
     async def go():
-        queue = batcher(sizes, max_batch=1000, max_wait_s=0.2, quiet_s=10.0)
+        queue = queue_of(sizes, max_batch=1000, max_wait_s=0.2, quiet_s=10.0)
         tasks = []
         for n in range(30):
-            tasks.append(asyncio.create_task(queue.submit([n], seed=n, kind="k")))
+            tasks.append(asyncio.create_task(queue.submit([n], seed=n, kind=KIND)))
             await asyncio.sleep(0.02)
         await asyncio.gather(*tasks)
 
@@ -64,8 +66,8 @@ def test_kinds_do_not_share_a_batch():
     sizes = []
 
     async def go():
-        queue = batcher(sizes)
-        await asyncio.gather(submit_all(queue, range(3), "a"), submit_all(queue, range(3), "b"))
+        queue = queue_of(sizes)
+        await asyncio.gather(submit_all(queue, range(3), KIND), submit_all(queue, range(3), OTHER))
 
     run(go())
     assert all(len(set(batch)) == 1 for batch in sizes)
@@ -83,7 +85,7 @@ def test_an_error_reaches_its_own_batch_and_the_queue_goes_on():
             batch.answer(request, 0)
 
     async def go():
-        queue = DynamicBatcher(answer, max_batch=2, max_wait_s=0.05)
+        queue = RequestQueue(answer, max_batch=2, max_wait_s=0.05)
         with pytest.raises(RuntimeError, match="out of memory"):
             await submit_all(queue, range(2))
         return await submit_all(queue, range(2))
@@ -93,9 +95,9 @@ def test_an_error_reaches_its_own_batch_and_the_queue_goes_on():
 
 def test_pause_holds_requests_back_until_resume():
     async def go():
-        queue = batcher([])
+        queue = queue_of([])
         await queue.pause()
-        task = asyncio.create_task(queue.submit([1], seed=0, kind="k"))
+        task = asyncio.create_task(queue.submit([1], seed=0, kind=KIND))
         await asyncio.sleep(0.3)
         assert not task.done()
         queue.resume()
@@ -127,7 +129,7 @@ def test_waiting_requests_join_a_running_batch():
     serve = Joining()
 
     async def go():
-        queue = DynamicBatcher(serve, max_batch=2, max_wait_s=0.05)
+        queue = RequestQueue(serve, max_batch=2, max_wait_s=0.05)
         answers = await submit_all(queue, range(7))
         return answers, queue.pop_metrics()["requests"]
 
@@ -139,9 +141,9 @@ def test_no_request_joins_once_another_kind_has_waited_longest():
     serve = Joining()
 
     async def go():
-        queue = DynamicBatcher(serve, max_batch=2, max_wait_s=0.05)
+        queue = RequestQueue(serve, max_batch=2, max_wait_s=0.05)
         await asyncio.gather(
-            submit_all(queue, [0, 1, 2], "a"), submit_all(queue, [10, 11], "b"), submit_all(queue, [3], "a")
+            submit_all(queue, [0, 1, 2], KIND), submit_all(queue, [10, 11], OTHER), submit_all(queue, [3], KIND)
         )
 
     run(go())
@@ -158,8 +160,8 @@ def test_a_pause_lets_the_running_requests_end_and_no_other_join():
     serve = Joining(hold)
 
     async def go():
-        queue = DynamicBatcher(serve, max_batch=2, max_wait_s=0.05)
-        tasks = [asyncio.create_task(queue.submit([n], seed=n, kind="k")) for n in range(5)]
+        queue = RequestQueue(serve, max_batch=2, max_wait_s=0.05)
+        tasks = [asyncio.create_task(queue.submit([n], seed=n, kind=KIND)) for n in range(5)]
         await asyncio.to_thread(started.wait)
         pausing = asyncio.create_task(queue.pause())
         await asyncio.sleep(0.05)
@@ -182,8 +184,8 @@ def test_an_error_reaches_those_that_joined_and_not_those_that_were_answered():
             raise RuntimeError("out of memory")
 
     async def go():
-        queue = DynamicBatcher(Joining(fail), max_batch=2, max_wait_s=0.05)
-        tasks = [asyncio.create_task(queue.submit([n], seed=n, kind="k")) for n in range(6)]
+        queue = RequestQueue(Joining(fail), max_batch=2, max_wait_s=0.05)
+        tasks = [asyncio.create_task(queue.submit([n], seed=n, kind=KIND)) for n in range(6)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     answers = run(go())
@@ -193,7 +195,7 @@ def test_an_error_reaches_those_that_joined_and_not_those_that_were_answered():
 
 def test_a_request_that_a_batch_forgot_is_an_error():
     async def go():
-        return await DynamicBatcher(lambda batch: None, max_batch=2, max_wait_s=0.01).submit([1], seed=0, kind="k")
+        return await RequestQueue(lambda batch: None, max_batch=2, max_wait_s=0.01).submit([1], seed=0, kind=KIND)
 
     with pytest.raises(RuntimeError, match="without this answer"):
         run(go())
@@ -201,7 +203,7 @@ def test_a_request_that_a_batch_forgot_is_an_error():
 
 def test_metrics_tell_how_full_batches_were():
     async def go():
-        queue = batcher([])
+        queue = queue_of([])
         await submit_all(queue, range(6))
         queue.metrics.tokens, queue.metrics.row_model_calls, queue.metrics.model_calls = 60, 30, 10
         return queue.pop_metrics(), queue.pop_metrics()
