@@ -296,5 +296,7 @@ def test_the_server_refuses_an_unknown_scorer_in_one_line():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert (
-        result.stderr.strip().splitlines()[-1].startswith("--scorer sharpness: unknown scorer 'sharpness'; available")
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith("--scorer sharpness: scorer='sharpness' is not usable; unknown scorer; available: aesthetic")
     )
