@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from verl.utils.device import get_device_name
 
 import maskgrpo_plugin  # noqa: F401  (makes transformers know LLaDA)
 from maskgrpo_plugin.diffusion.packing import Packing
@@ -185,7 +186,7 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Options that all benchmarks have."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=get_device_name(), help="default: verl's platform")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, else bfloat16")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs; the fastest is shown")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")

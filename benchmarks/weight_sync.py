@@ -21,6 +21,7 @@ import torch
 import verl.trainer
 from common import DTYPES, SIZES, make_model, write_table
 from hydra import compose, initialize_config_dir
+from verl.utils.device import get_device_name
 
 import maskgrpo_plugin.registration  # noqa: F401
 from maskgrpo_plugin.workers.actor import MaskGRPOWorker
@@ -72,7 +73,7 @@ def measure(folder: str, options: argparse.Namespace, merge: bool) -> tuple[int,
     worker = MaskGRPOWorker(config=config, role="actor_rollout")
     worker.init_model()
     server = ray.remote(DiffusionServer).options(
-        name=server_name("masked_diffusion", 0), max_concurrency=8, num_gpus=int(torch.cuda.is_available())
+        name=server_name("masked_diffusion", 0), max_concurrency=8, num_gpus=int(get_device_name() != "cpu")
     )
     handle = server.remote(config.rollout, config.model, 0)
     ray.get(handle.__ray_ready__.remote())

@@ -1,14 +1,20 @@
 # Sourced by the examples' run scripts: makes the virtual environment and sets python, run and the environment.
 # Needs run (folder of the run) and extras (such as "[digits]", may be empty); reads PYTHON and VENV.
 venv=${VENV:-.venv}
-if [ ! -x "$venv/bin/python" ]; then
-  "${PYTHON:-python3}" -m venv "$venv"
-fi
+python=$venv/bin/python
+if [ ! -x "$python" ]; then python=${PYTHON:-python3}; fi
+found=$("$python" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null) || found="not a Python that runs"
+case $found in
+  "Python 3.10" | "Python 3.11" | "Python 3.12") ;;
+  *) echo "$python is $found; Python 3.10, 3.11 or 3.12 is needed: set PYTHON, such as PYTHON=python3.12" >&2 && exit 2 ;;
+esac
+if [ "$python" != "$venv/bin/python" ]; then "$python" -m venv "$venv"; fi
 python=$venv/bin/python
 if ! "$python" -c "import maskgrpo_plugin, verl ${modules:-}" 2>/dev/null; then
-  # CPU build of torch first, where there is no GPU: another package would bring the CUDA build
-  if ! command -v nvidia-smi >/dev/null; then "$venv/bin/pip" install -q torch==2.13.0; fi
-  "$venv/bin/pip" install -q -e ".${extras:-}"
+  # the tested torch where there is no GPU; which one a GPU needs, its driver decides
+  torch=
+  if ! command -v nvidia-smi >/dev/null; then torch=torch==2.13.0; fi
+  "$venv/bin/pip" install -q ${torch:+"$torch"} -e ".${extras:-}"
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
 mkdir -p "$run" && run=$(cd "$run" && pwd)

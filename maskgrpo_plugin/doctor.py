@@ -84,10 +84,23 @@ def _extensions() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    found = f"CPU only, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        return [Finding("devices", f"{torch.cuda.device_count()} × {', '.join(sorted(names))}")]
-    return [Finding("devices", f"CPU only, {os.cpu_count()} cores")]
+        found = f"{torch.cuda.device_count()} × {', '.join(sorted(names))}"
+    return [Finding("devices", found), *_platform()]
+
+
+def _platform() -> list[Finding]:
+    """verl's platform; nothing where the registration, which is looked at later, fails."""
+    try:
+        from verl.utils.device import get_device_name
+
+        name = get_device_name()
+    except Exception:
+        return []
+    reasons = [f"{key}={os.environ[key]}" for key in ("VERL_PLATFORM", "RAY_ADDRESS") if os.environ.get(key)]
+    return [Finding("platform", ", ".join([name, *reasons]))]
 
 
 def _extras() -> list[Finding]:

@@ -24,7 +24,7 @@ MODULES = (
     "maskgrpo_plugin.rewards.images.manager",
     "maskgrpo_plugin.workers.rollout",
     "maskgrpo_plugin.workers.engine",
-    "maskgrpo_plugin.trainer.maskgrpo_sync",
+    "maskgrpo_plugin.trainer.stages",
     "maskgrpo_plugin.workers.agent_loop",
 )
 

@@ -1,7 +1,8 @@
 """Names and what they stand for: registries of kinds of things, and what a module has put into verl's registries."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import MISSING, fields
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from maskgrpo_plugin.errors import OptionError
 
@@ -63,3 +64,41 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def names(self) -> tuple[str, ...]:
         """The names, sorted."""
         return tuple(sorted(self._entries))
+
+
+class ClassRegistry(Registry[type[Entry]]):
+    """Dataclasses of one kind by name; the options of an entry are its fields, declared nowhere else."""
+
+    def register(self, name: str) -> Callable[[type[Entry]], type[Entry]]:
+        """Decorator that adds a dataclass under `name`; the same class again, after a reload, replaces it.
+
+        Raises:
+            ValueError: the name is taken by another class.
+        """
+
+        def decorate(entry: type[Entry]) -> type[Entry]:
+            known = self._entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) == (entry.__module__, entry.__qualname__):
+                self._entries[name] = entry
+            self.add(name, entry)
+            return entry
+
+        return decorate
+
+    def build(self, name: str, **options: Any) -> Entry:
+        """Make an entry from its options.
+
+        Raises:
+            OptionError: an unknown name or option, one that is missing, or a value that cannot work.
+        """
+        entry: Any = self[name]
+        known = {field.name: field for field in fields(entry) if field.init}
+        for option, value in options.items():
+            if option not in known:
+                raise OptionError(
+                    option, value, f"the {self.kind} {name} has no such option; it has {', '.join(known)}"
+                )
+        for option, field in known.items():
+            if option not in options and field.default is MISSING and field.default_factory is MISSING:
+                raise OptionError(option, None, f"the {self.kind} {name} needs a value")
+        return entry(**options)

@@ -36,9 +36,17 @@ def test_the_shipped_configs_pass(tiny_run, name):
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("data.max_response_length=10", "actor_rollout_ref.rollout.sampler.block_length"),
-        ("actor_rollout_ref.rollout.sampler.steps=1", "actor_rollout_ref.rollout.sampler.steps"),
-        ("actor_rollout_ref.rollout.sampler.ordering=best", "actor_rollout_ref.rollout.sampler.ordering"),
+        ("data.max_response_length=10", "actor_rollout_ref.rollout.sampler.options.block_length"),
+        ("actor_rollout_ref.rollout.sampler.options.steps=1", "actor_rollout_ref.rollout.sampler.options.steps"),
+        (
+            "actor_rollout_ref.rollout.sampler.options.ordering=best",
+            "actor_rollout_ref.rollout.sampler.options.ordering",
+        ),
+        ("actor_rollout_ref.rollout.sampler.ordering=best", "actor_rollout_ref.rollout.sampler.options.ordering"),
+        ("actor_rollout_ref.rollout.sampler.options.stepz=8", "actor_rollout_ref.rollout.sampler.options.stepz"),
+        ("+actor_rollout_ref.rollout.sampler.options.schedule=linear", "sampler.options.schedule"),
+        ("actor_rollout_ref.rollout.sampler.options.temperature=0.5", "sampler.options.temperature"),
+        ("+actor_rollout_ref.rollout.sampler.stepz=8", "actor_rollout_ref.rollout.sampler.stepz"),
         ("actor_rollout_ref.rollout.sampler.name=greedy", "actor_rollout_ref.rollout.sampler.name"),
         ("actor_rollout_ref.rollout.temperature=-1", "actor_rollout_ref.rollout.temperature"),
         ("algorithm.estimation.gamma=1.0", "algorithm.estimation.gamma"),
@@ -120,13 +128,6 @@ def test_the_cpu_count_grows_with_ranks_and_workers(tiny_run):
 def test_estimation_values_are_checked_where_they_are_built(key, value):
     with pytest.raises(OptionError, match=key):
         EstimationConfig(**{key: value})
-
-
-def test_levels_follow_the_paper():
-    assert EstimationConfig(mu=4, gamma=0.6).levels(1) == pytest.approx([0.7, 0.8, 0.9, 0.999])
-    assert EstimationConfig(mu=1, gamma=0.6).levels(1) == pytest.approx([0.999])
-    plan = EstimationConfig(mu=2, gamma=0.6, time_weighting="inverse_t").plan(1, stop_token_ids=())
-    assert plan["weights"] == pytest.approx([1 / 0.8, 1 / 0.999])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.problems import Problem
+from maskgrpo_plugin.files import written_whole
 
 LAYOUTS = ("prompts", "geneval", "dpg_bench")
 DPG_SAMPLES = 4
@@ -57,10 +58,10 @@ def write_image(folder: Path, problem: Problem, sample: int, image: np.ndarray) 
 
     place = image_path(problem, sample)
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / _folder(problem) / "metadata.jsonl", json.dumps(metadata_of(problem)) + "\n")
-    unfinished = (folder / place).with_suffix(".tmp")
-    Image.fromarray(image).save(unfinished, format="PNG")
-    unfinished.replace(folder / place)
+    with written_whole(folder / _folder(problem) / "metadata.jsonl") as file:
+        file.write_text(json.dumps(metadata_of(problem)) + "\n", encoding="utf-8")
+    with written_whole(folder / place) as file:
+        Image.fromarray(image).save(file, format="PNG")
     return str(place)
 
 
@@ -86,9 +87,3 @@ def write_dpg_squares(folder: Path, problems: Iterable[Problem]) -> Path:
 
 def _folder(problem: Problem) -> Path:
     return Path("images") / problem.data_source.replace("/", "_") / f"{problem.row:05d}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,8 @@ class Records:
                     f"its generations were made with {before!r}; give that, another folder, or --overwrite",
                 )
             settings[LENGTHS] = earlier[LENGTHS] | settings[LENGTHS]
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(settings, indent=2))
-        unfinished.replace(path)
+        with written_whole(path) as file:
+            file.write_text(json.dumps(settings, indent=2))
 
     def _read(self) -> list[dict[str, Any]]:
         """The rows of the file; a torn last line is cut off."""

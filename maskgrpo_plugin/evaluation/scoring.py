@@ -64,7 +64,7 @@ class Scorer:
 
         Args:
             problem: what was asked.
-            token_ids: the response.
+            token_ids: the response, an answer's prefix included.
             image: (H, W, 3) uint8 where one was made.
 
         Returns:

@@ -284,7 +284,7 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
                 if str(parent) != "/tmp":  # otherwise they get the modes that they have outside
                     command += ["--perms", "0755", "--dir", str(parent)]
             command += ["--ro-bind", folder, folder]
-    command += ["--proc", "/proc", "--dev", "/dev"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 

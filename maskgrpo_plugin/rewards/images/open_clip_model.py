@@ -62,8 +62,12 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device of that name; None takes an accelerator where the process sees one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name; None takes verl's platform where the process sees its device, else the CPU."""
+    if device is None:
+        from verl.utils.device import get_device_name
+
+        device = get_device_name() if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
