@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from maskgrpo_plugin.diffusion.samplers import SamplerOutput, build_sampler
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.rewards import score
-from maskgrpo_plugin.workers.rollout.images import pad_left
+from maskgrpo_plugin.workers.rollout.requests import pad_left
 
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},

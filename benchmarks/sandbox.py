@@ -7,7 +7,8 @@ import argparse
 import sys
 import time
 
-from maskgrpo_plugin.sandbox import SandboxConfig, active_isolation, run_batch
+from maskgrpo_plugin.sandbox import SandboxConfig, run_batch
+from maskgrpo_plugin.sandbox.local import detect_isolation
 
 PROGRAM = """
 def total(values, offset={offset}):
@@ -36,7 +37,7 @@ def main() -> int:
     for isolation in ("bubblewrap", "nsjail", "namespaces"):
         config = SandboxConfig(isolation=isolation, concurrency=options.concurrency)
         try:
-            active_isolation(config)
+            detect_isolation(config)
         except RuntimeError:
             sys.stdout.write(row.format(isolation, "does not work here", "", "", "", "", "").rstrip() + "\n")
             continue

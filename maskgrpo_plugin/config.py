@@ -1,118 +1,135 @@
 """The plugin's own config sections as dataclasses, each value checked where it is built and named by its full key."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from verl.base_config import BaseConfig
 from verl.trainer.config import AlgoConfig
 from verl.workers.config import FSDPActorConfig, RolloutConfig
 
-from maskgrpo_plugin.diffusion.estimation import uniform_levels
-from maskgrpo_plugin.diffusion.levels import mask_levels
-from maskgrpo_plugin.errors import ConfigError, check_choice
+from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator
+from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
+from maskgrpo_plugin.diffusion.samplers import Sampler, build_for_run, option_names
+from maskgrpo_plugin.errors import OptionError, check_choice, check_number
+from maskgrpo_plugin.models.families import ImageFamily
+from maskgrpo_plugin.models.families.base import ImageTokenizerConfig
 
 ESTIMATION = "algorithm.estimation"
-ESTIMATORS = ("maskgrpo", "unigrpo", "diffu_grpo", "coupled", "tracerl")
-REMASKING_MODES = ("ar_like", "random")
 MASK_SHARING = ("index", "group", "sample")
-TIME_WEIGHTINGS = ("none", "inverse_t")
-CANVASES = ("full", "trimmed")
+# keys that became options of an estimator; they work under their old names for one release
+MOVED_TO_OPTIONS = ("gamma", "remasking", "time_weighting", "prompt_mask_ratio", "level_cap")
 
 
 @dataclass
 class EstimationConfig(BaseConfig):
-    """How importance ratios are estimated (arXiv 2510.02880, Algorithms 1 and 2).
+    """How importance ratios are estimated.
 
     Attributes:
-        estimator: `maskgrpo`, or a baseline: `unigrpo` (random masks at uniform levels), `diffu_grpo` (d1: prompt
-            masked with `prompt_mask_ratio`, response masked whole), `coupled` (a mask and its complement),
-            `tracerl` (masks in the order in which the sampler revealed tokens).
-        mu: inner updates and mask levels over the same rollouts, at least 1.
-        gamma: lowest mask level, in the open interval (0, 1); 0.6 for text, 0.8 for images.
-        remasking: Rev of `maskgrpo`: `ar_like` (text) or `random` (images).
-        mask_sharing: who shares a mask at a level: completions of the same `index` in their groups (published), a
+        estimator: name of a registered estimator: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, or one
+            of your own.
+        mu: inner updates over the same rollouts, 1 or more; None: the estimator's default.
+        canvas: what the model sees after the first end token: `masked`, `full`, `visible` or `trimmed`; see
+            `Estimator`.
+        options: the estimator's other options by name; see its class.
+        mask_sharing: who shares a mask at an update: completions of the same `index` in their groups (published), a
             whole `group`, or nobody (`sample`).
-        time_weighting: `none` (published code) or `inverse_t` (Eq. 2: a level's loss is weighted by 1/t).
-        prompt_mask_ratio: share of prompt tokens that `diffu_grpo` masks, in [0, 1).
-        canvas: `full` keeps what follows the first end token visible, `trimmed` hides it from the model.
-        train_on_tail: also mask, and learn, the tokens after the first end token.
-        level_cap: highest mask level, in (0, 1].
         seed: seed of the masks.
         reference_sync_steps: copy the actor into the reference every so many steps; 0 never does.
         cfg_scale: guidance weight w ≥ 0 of the log-probabilities, for actor, old and reference policy alike: those of
             (1 + w)·logits − w·logits without the prompt's text. 0 (published): the model's own, whatever guidance
             the sampler has.
+        gamma, remasking, time_weighting, prompt_mask_ratio, level_cap, train_on_tail: old names, for one release:
+            options of the estimator, and for the last `canvas=full`. None where they are not used.
 
     Raises:
-        ConfigError: a value out of range.
+        OptionError: a value that cannot work.
     """
 
     estimator: str = "maskgrpo"
-    mu: int = 12
-    gamma: float = 0.6
-    remasking: str = "ar_like"
+    mu: int | None = None
+    canvas: str = "masked"
+    options: dict[str, Any] = field(default_factory=dict)
     mask_sharing: str = "index"
-    time_weighting: str = "none"
-    prompt_mask_ratio: float = 0.15
-    canvas: str = "full"
-    train_on_tail: bool = False
-    level_cap: float = 0.999
     seed: int = 42
     reference_sync_steps: int = 0
     cfg_scale: float = 0.0
+    gamma: float | None = None
+    remasking: str | None = None
+    time_weighting: str | None = None
+    prompt_mask_ratio: float | None = None
+    level_cap: float | None = None
+    train_on_tail: bool | None = None
 
     def __post_init__(self):
-        check_choice(f"{ESTIMATION}.estimator", self.estimator, ESTIMATORS)
-        check_choice(f"{ESTIMATION}.remasking", self.remasking, REMASKING_MODES)
         check_choice(f"{ESTIMATION}.mask_sharing", self.mask_sharing, MASK_SHARING)
-        check_choice(f"{ESTIMATION}.time_weighting", self.time_weighting, TIME_WEIGHTINGS)
-        check_choice(f"{ESTIMATION}.canvas", self.canvas, CANVASES)
-        if not isinstance(self.mu, int) or self.mu < 1:
-            raise ConfigError(f"{ESTIMATION}.mu", self.mu, "allowed: whole numbers from 1")
-        if not 0 < self.gamma < 1:
-            raise ConfigError(f"{ESTIMATION}.gamma", self.gamma, "allowed: the open interval (0, 1)")
-        if not 0 < self.level_cap <= 1:
-            raise ConfigError(f"{ESTIMATION}.level_cap", self.level_cap, "allowed: (0, 1]")
-        if not 0 <= self.prompt_mask_ratio < 1:
-            raise ConfigError(f"{ESTIMATION}.prompt_mask_ratio", self.prompt_mask_ratio, "allowed: [0, 1)")
-        if self.reference_sync_steps < 0:
-            raise ConfigError(f"{ESTIMATION}.reference_sync_steps", self.reference_sync_steps, "allowed: 0 or more")
-        if not 0 <= self.cfg_scale < float("inf"):
-            raise ConfigError(f"{ESTIMATION}.cfg_scale", self.cfg_scale, "allowed: 0 or more")
+        check_number(f"{ESTIMATION}.reference_sync_steps", self.reference_sync_steps, 0, whole=True)
+        check_number(f"{ESTIMATION}.cfg_scale", self.cfg_scale, 0)
+        try:
+            self.build()
+        except OptionError as error:
+            own = getattr(self, error.key, None) is not None  # `estimator`, `mu`, `canvas`, or an old name
+            raise error.under(ESTIMATION if own else f"{ESTIMATION}.options") from None
 
-    def levels(self, step: int) -> list[float]:
-        """Mask levels t_1 … t_μ of one training step; only `unigrpo` and `coupled` draw them anew each step."""
-        if self.estimator == "diffu_grpo":
-            return [1.0] * self.mu
-        if self.estimator in ("unigrpo", "coupled"):
-            return uniform_levels(self.mu, seed=self.seed, step=step)
-        return mask_levels(self.mu, self.gamma, self.level_cap)
+    def estimator_options(self) -> dict[str, Any]:
+        """Keyword arguments of the estimator, the old names under their new ones."""
+        options = {**self.options, "canvas": self.canvas}
+        if self.mu is not None:
+            options["mu"] = self.mu
+        options |= {key: getattr(self, key) for key in MOVED_TO_OPTIONS if getattr(self, key) is not None}
+        if self.train_on_tail:
+            options["canvas"] = "full"
+        return options
 
-    def plan(self, step: int, *, stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
-        """Everything a worker needs to rebuild the masks of a training step, as plain numbers and strings.
+    def renamed(self) -> dict[str, str]:
+        """Old names in use, and what to write in their place."""
+        used = {key: f"options.{key}" for key in MOVED_TO_OPTIONS if getattr(self, key) is not None}
+        return used | ({"train_on_tail": "canvas=full"} if self.train_on_tail is not None else {})
+
+    def build(self) -> Estimator:
+        """The estimator with its options."""
+        return build_estimator(self.estimator, **self.estimator_options())
+
+    def plan(self, step: int, *, stop_token_ids: tuple[int, ...]) -> StepPlan:
+        """What every worker needs to find the passes of a training step.
 
         Args:
             step: the trainer's global step.
             stop_token_ids: ids that end a response.
-
-        Returns:
-            A dict for `EstimationPlan(**plan)`.
         """
-        ratios = self.levels(step)
-        modes = {"maskgrpo": self.remasking, "diffu_grpo": "full", "tracerl": "trajectory"}
-        return {
-            "mode": modes.get(self.estimator, "random"),
-            "complement": self.estimator == "coupled",
-            "ratios": ratios,
-            "weights": [1 / t for t in ratios] if self.time_weighting == "inverse_t" else [1.0] * len(ratios),
-            "prompt_mask_ratio": self.prompt_mask_ratio if self.estimator == "diffu_grpo" else 0.0,
-            "canvas": self.canvas,
-            "train_on_tail": self.train_on_tail,
-            "cfg_scale": self.cfg_scale,
-            "seed": self.seed,
-            "step": step,
-            "stop_token_ids": list(stop_token_ids),
-        }
+        return StepPlan(
+            self.estimator, self.estimator_options(), self.seed, step, tuple(stop_token_ids), float(self.cfg_scale)
+        )
+
+
+def check_estimation(config: DictConfig) -> None:
+    """Check `algorithm.estimation` of a whole config, and what it needs of other sections.
+
+    Raises:
+        OptionError: a key that does not exist, a value that cannot work, or settings that do not fit together.
+    """
+    section = config.algorithm.get("estimation")
+    if section is None:
+        raise OptionError(ESTIMATION, None, "a masked diffusion model needs this section")
+    values: Any = OmegaConf.to_container(section, resolve=True)
+    values.pop("_target_", None)
+    known = [name for name in EstimationConfig.__dataclass_fields__ if not name.startswith("_")]
+    for key, value in values.items():
+        if key not in known:
+            raise OptionError(f"{ESTIMATION}.{key}", value, f"no such key; there are {', '.join(sorted(known))}")
+    estimation = EstimationConfig(**values)
+    estimator = estimation.build()
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if estimation.reference_sync_steps and model.get("lora_rank", 0) > 0:
+        raise OptionError(
+            f"{ESTIMATION}.reference_sync_steps",
+            estimation.reference_sync_steps,
+            "with LoRA the reference is the model without its adapter and cannot move; use 0",
+        )
+    if actor.use_kl_loss and not estimator.uses_reference:
+        raise OptionError(
+            "actor_rollout_ref.actor.use_kl_loss", True, f"use false: {estimation.estimator} has no reference policy"
+        )
 
 
 @dataclass
@@ -133,50 +150,46 @@ class MaskGRPOAlgoConfig(AlgoConfig):
 
 @dataclass
 class SamplerSettings(BaseConfig):
-    """Options of the rollout's sampler; temperature and response length are verl's own rollout keys.
+    """The rollout's sampler; temperature and response length are verl's own rollout keys.
 
     Attributes:
-        name: `semi_autoregressive`, `emerge` or `maskgit`.
-        steps: denoising steps in total, over all blocks.
-        block_length: tokens a block; must divide `data.max_response_length`.
-        ordering: `low_confidence`, `random`, `entropy` or `margin`.
-        cfg_scale: guidance weight w, 0 for none.
-        schedule: noise schedule of the image samplers.
-        early_stop: stop decoding a response after the block that holds its end token.
-        cache: `none`, `prefix` or `dual`, approximate where not `none`; see `SemiAutoregressiveSampler`.
-        parallel: `none`, `threshold`, `factor`, `hierarchical` or `credit`; see `reveal_more`. Approximate but `none`.
-        threshold: of `parallel`, a probability in (0, 1].
-        factor: of `parallel=factor`, above 0.
+        name: `semi_autoregressive`, `emerge`, `maskgit`, or one that `register_sampler` added.
+        options: what the sampler's class declares, such as {steps: 128, block_length: 16}; null: its default.
+        steps, block_length, ordering, cfg_scale, schedule, early_stop, cache, parallel, threshold, factor: old keys of
+            these options, which win over `options` until they go with the next release.
     """
 
     name: str = "semi_autoregressive"
-    steps: int = 128
-    block_length: int = 16
-    ordering: str = "low_confidence"
-    cfg_scale: float = 0.0
-    schedule: str = "cosine"
-    early_stop: bool = True
-    cache: str = "none"
-    parallel: str = "none"
-    threshold: float = 0.9
-    factor: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    block_length: int | None = None
+    ordering: str | None = None
+    cfg_scale: float | None = None
+    schedule: str | None = None
+    early_stop: bool | None = None
+    cache: str | None = None
+    parallel: str | None = None
+    threshold: float | None = None
+    factor: float | None = None
 
-    def options(self, *, response_length: int, temperature: float, stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
-        """Keyword arguments for `build_sampler(self.name, …)` of one kind of request."""
-        options: dict[str, Any] = {
-            "steps": self.steps,
-            "response_length": response_length,
-            "temperature": temperature,
-            "cfg_scale": self.cfg_scale,
-        }
-        if self.name == "semi_autoregressive":
-            options |= {"block_length": self.block_length, "ordering": self.ordering}
-            options |= {key: getattr(self, key) for key in ("cache", "parallel", "threshold", "factor")}
-            if self.early_stop:
-                options["stop_token_ids"] = stop_token_ids
-        else:
-            options["schedule"] = self.schedule
-        return options
+    def old_options(self) -> dict[str, Any]:
+        """The options that old keys set."""
+        keys = [each.name for each in fields(self) if each.name not in ("name", "options", "_target_")]
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that are set; old keys of options that another sampler has are passed over, as they always were.
+
+        Raises:
+            OptionError: an unknown name.
+        """
+        known = option_names(self.name)
+        old = {key: value for key, value in self.old_options().items() if key in known}
+        return {key: value for key, value in self.options.items() if value is not None} | old
+
+    def build(self, **by_run: Any) -> Sampler:
+        """The sampler; see `build_for_run`, also for the errors."""
+        return build_for_run(self.name, self.chosen(), **by_run)
 
 
 @dataclass
@@ -186,8 +199,8 @@ class ImageSettings(BaseConfig):
     Attributes:
         tokenizer_path: folder of the MAGVIT-v2 or diffusers VQModel checkpoint that turns image tokens into pixels.
         height, width: of the images in pixels; None for both: the checkpoint's square of image tokens.
-        contact_sheet_rows: completions of each validation that are drawn as a contact sheet, for each agent-loop
-            worker; 0 for none.
+        contact_sheet_rows: completions per validation and agent-loop worker that are drawn as a contact sheet; 0 for
+            none.
     """
 
     tokenizer_path: str | None = None
@@ -199,11 +212,11 @@ class ImageSettings(BaseConfig):
         for key in ("height", "width"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ConfigError(f"actor_rollout_ref.rollout.image.{key}", value, "allowed: pixels, 1 or more")
+                raise OptionError(f"actor_rollout_ref.rollout.image.{key}", value, "allowed: pixels, 1 or more")
         if (self.height is None) != (self.width is None):
-            raise ConfigError("actor_rollout_ref.rollout.image.width", self.width, "set height and width, or neither")
+            raise OptionError("actor_rollout_ref.rollout.image.width", self.width, "set height and width, or neither")
 
-    def grid(self, family: Any, image_tokenizer: Any) -> tuple[int, int]:
+    def grid(self, family: ImageFamily, image_tokenizer: ImageTokenizerConfig) -> tuple[int, int]:
         """Rows and columns of image tokens.
 
         Args:
@@ -225,10 +238,10 @@ class DiffusionRolloutConfig(RolloutConfig):
     Attributes:
         sampler: see `SamplerSettings`.
         image: see `ImageSettings`.
-        max_wait_ms: how long a server waits for more requests before it runs a batch that is not full, in ms; the
+        max_wait_ms: longest wait of a server for more requests before it runs a batch that is not full, in ms; the
             largest batch is verl's `max_num_seqs`.
-        quiet_ms: such a batch also runs once no request has come for so long, in ms.
-        compile: run the model's layers through torch.compile, for any shape; needs `sampler.cache` none.
+        quiet_ms: time without a new request after which it runs such a batch, in ms.
+        compile: run the model's layers through torch.compile, for any shape; needs a sampler without a block cache.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -239,11 +252,9 @@ class DiffusionRolloutConfig(RolloutConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.compile and self.sampler.cache != "none":
-            raise ConfigError("actor_rollout_ref.rollout.compile", True, "needs rollout.sampler.cache=none")
         for key in ("max_wait_ms", "quiet_ms"):
             if not getattr(self, key) >= 0:
-                raise ConfigError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
+                raise OptionError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
 
 
 @dataclass

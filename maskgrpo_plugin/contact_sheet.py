@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskgrpo_plugin.files import written_whole
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
@@ -67,9 +69,8 @@ def contact_sheet(
 def write_contact_sheet(pixels: Tensor, path: Path, captions: Sequence[str] | None = None, *, columns: int = 8) -> None:
     """Write `contact_sheet` as a PNG, whole or not at all; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    contact_sheet(pixels, captions, columns=columns).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with written_whole(path) as file:
+        contact_sheet(pixels, captions, columns=columns).save(file, format="PNG")
 
 
 def _fit(text: str, width: int, draw: "ImageDraw") -> str:

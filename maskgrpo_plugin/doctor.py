@@ -8,24 +8,34 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
+from maskgrpo_plugin.extensions import ExtensionError, load_extensions
+
 VERL_VERSION = "0.9.1"
 REQUIRED = ("verl", "torch", "transformers", "ray", "hydra-core", "tensordict", "TransferQueue", "peft", "pyzmq")
 EXTRAS = {
     "vllm": ("vllm", "autoregressive baselines on GPU"),
-    "deepspeed": ("deepspeed", "DeepSpeed optimisers"),
+    "deepspeed": ("deepspeed", "DeepSpeedCPUAdam, an optimiser for offloaded parameters"),
     "e2b": ("e2b_code_interpreter", "code rewards in E2B sandboxes"),
-    "open_clip_torch": ("open_clip", "CLIP rewards"),
+    "open_clip_torch": ("open_clip", "CLIP and aesthetic rewards"),
     "hpsv2": ("open_clip", "HPSv2 rewards: the published checkpoint in open_clip"),
     "ocr": ("rapidocr_onnxruntime", "OCR rewards"),
+    "digits": ("sklearn", "the digits example"),
+    "dimoo": ("diffusers", "Lumina-DiMOO's image tokenizer"),
     "lm_eval": ("lm_eval", "lm-evaluation-harness"),
-    "flash-attn": ("flash_attn", "flash attention"),
-    "liger-kernel": ("liger_kernel", "fused kernels"),
 }
+LIBRARIES = {"flash-attn": ("flash_attn", "packed attention on GPU; install it by its own instructions")}
+PROGRAMS = {"bwrap": "isolation of code rewards", "nsjail": "isolation of code rewards"}
 
 
 @dataclass
 class Finding:
-    """One line of the report; `ok` None is information that cannot fail."""
+    """One line of the report.
+
+    Attributes:
+        subject: what was looked at.
+        detail: what was found.
+        ok: whether it is as it must be; None for information that cannot fail.
+    """
 
     subject: str
     detail: str
@@ -56,48 +66,19 @@ def _registered() -> list[Finding]:
     try:
         import verl  # noqa: F401
 
-        registration = importlib.import_module("maskgrpo_plugin.registration")
-        registration.register()
-        engines = importlib.import_module("maskgrpo_plugin.workers.engine")
+        registered = importlib.import_module("maskgrpo_plugin.registration").register()
     except Exception as error:
         return [*findings, Finding("registration", f"{type(error).__name__}: {error}", False)]
-
-    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
-    from verl.plugin.platform import PlatformRegistry
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
-    from verl.workers.engine.base import EngineRegistry
-    from verl.workers.rollout.base import _ROLLOUT_REGISTRY
-
-    expected = {
-        "platform cpu": PlatformRegistry.get("cpu") is not None,
-        "trainer maskgrpo_sync": "maskgrpo_sync" in TRAINER_REGISTRY,
-        "trainer maskgrpo_colocate_async": "maskgrpo_colocate_async" in TRAINER_REGISTRY,
-        "advantage maskgrpo": "maskgrpo" in ADV_ESTIMATOR_REGISTRY,
-        "loss maskgrpo": "maskgrpo" in POLICY_LOSS_REGISTRY,
-        "loss maskgrpo_gmpo": "maskgrpo_gmpo" in POLICY_LOSS_REGISTRY,
-        "engine masked_diffusion": "masked_diffusion" in EngineRegistry._engines,
-        "rollout masked_diffusion": ("masked_diffusion", "async") in _ROLLOUT_REGISTRY,
-        "rollout transformers": ("transformers", "async") in _ROLLOUT_REGISTRY,
-        "reward manager maskgrpo_text": "maskgrpo_text" in REWARD_MANAGER,
-        "reward manager maskgrpo_image": "maskgrpo_image" in REWARD_MANAGER,
-    }
-    findings.append(Finding("engines", engines.MaskedDiffusionEngine.__name__))
-    return findings + [Finding(name, "registered" if found else "missing", found) for name, found in expected.items()]
+    found = [(entry.subject, entry.present()) for entry in registered]
+    return findings + [Finding(subject, "registered" if there else "missing", there) for subject, there in found]
 
 
-def _models() -> list[Finding]:
-    from transformers import AutoConfig
-
-    import maskgrpo_plugin  # noqa: F401
-
-    findings = []
-    for name in ("llada", "mmada"):
-        try:
-            findings.append(Finding(f"model {name}", type(AutoConfig.for_model(name)).__name__, True))
-        except Exception as error:
-            findings.append(Finding(f"model {name}", f"{type(error).__name__}: {error}", False))
-    return findings
+def _extensions() -> list[Finding]:
+    try:
+        names = load_extensions()
+    except ExtensionError as error:
+        return [Finding("extensions", str(error), False)]
+    return [Finding("extensions", ", ".join(names) or "none")]
 
 
 def _devices() -> list[Finding]:
@@ -123,20 +104,23 @@ def _platform() -> list[Finding]:
 
 
 def _extras() -> list[Finding]:
-    findings = []
-    for extra, (module, purpose) in EXTRAS.items():
-        try:
-            importlib.import_module(module)
-            detail = "usable"
-        except ModuleNotFoundError:
-            detail = "not installed"
-        except Exception as error:
-            detail = f"installed, but its import fails: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
-        findings.append(Finding(f"extra {extra}", f"{detail} ({purpose})"))
-    for program in ("bwrap", "nsjail"):
-        found = shutil.which(program)
-        findings.append(Finding(f"program {program}", found or "not found (isolation of code rewards)"))
+    extras = {f"extra {name}": needed for name, needed in EXTRAS.items()}
+    libraries = {f"library {name}": needed for name, needed in LIBRARIES.items()}
+    findings = [Finding(name, f"{_state(module)} ({use})") for name, (module, use) in {**extras, **libraries}.items()]
+    for program, use in PROGRAMS.items():
+        findings.append(Finding(f"program {program}", f"{shutil.which(program) or 'not found'} ({use})"))
     return findings
+
+
+def _state(module: str) -> str:
+    """Whether a module can be imported, in words."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name == module else f"installed, but it needs {error.name}"
+    except Exception as error:
+        return f"installed, but its import fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
+    return "usable"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         0 where the plugin can work, 1 otherwise.
     """
     argparse.ArgumentParser(prog="python -m maskgrpo_plugin.doctor", description=__doc__).parse_args(argv)
-    findings = _versions() + _devices() + _registered() + _models() + _extras()
+    findings = _versions() + _devices() + _registered() + _extensions() + _extras()
     sys.stdout.write("\n".join(finding.line() for finding in findings) + "\n")
     failed = [finding.subject for finding in findings if finding.ok is False]
     sys.stdout.write(f"\n{'not usable: ' + ', '.join(failed) if failed else 'the plugin is usable'}\n")

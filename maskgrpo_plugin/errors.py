@@ -1,6 +1,6 @@
 """The one error of a setting that cannot work, importable without verl or torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -25,9 +25,6 @@ class OptionError(ValueError):
         return type(self), (self.key, self.value, self.allowed)
 
 
-ConfigError = OptionError
-
-
 def check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
     """Raise OptionError unless `value` is one of `choices`."""
     if value not in choices:
@@ -40,3 +37,10 @@ def check_number(key: str, value: Any, low: float, high: float = float("inf"), *
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or value == float("inf"):
         upper = "" if high == float("inf") else f" to {high}"
         raise OptionError(key, value, f"allowed: {'whole numbers' if whole else 'numbers'} from {low}{upper}")
+
+
+def check_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise OptionError for the first key of `values` that is not among `known`."""
+    for key in values:
+        if key not in known:
+            raise OptionError(key, values[key], f"no such key; there are {', '.join(known)}")

@@ -9,27 +9,36 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
-from maskgrpo_plugin.diffusion.samplers import SAMPLERS, SamplerOptionError
-from maskgrpo_plugin.diffusion.samplers.cache import CACHES
-from maskgrpo_plugin.diffusion.samplers.parallel import PARALLEL
-from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import ORDERINGS
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.data.templates import DEFAULT_STYLE, STYLES
+from maskgrpo_plugin.diffusion.samplers import SAMPLERS, Sampler, get_sampler, option_names
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
 from maskgrpo_plugin.evaluation.image_files import LAYOUTS, check_layout, write_dpg_squares
 from maskgrpo_plugin.evaluation.report import table
 from maskgrpo_plugin.evaluation.statistics import summarise
 
+if TYPE_CHECKING:  # imports of verl, left to where they are needed, so that --help is quick
+    from verl.workers.config import HFModelConfig
+
+    from maskgrpo_plugin.config import ImageSettings, SamplerSettings
+    from maskgrpo_plugin.evaluation.problems import Problem
+    from maskgrpo_plugin.evaluation.runner import Length
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_LENGTHS = (128, 256, 512)
 DEFAULT_BLOCK = 32
-DEFAULT_IMAGE_STEPS = 20
+DEFAULT_SAMPLERS = {"text": "semi_autoregressive", "t2i": "emerge"}
+SAMPLER_KEY = "rollout.sampler."
 TASKS = (*prepare.DATA_SETS, "arithmetic")
 
 
@@ -39,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         summaries = evaluate(options)
-    except (ConfigError, DataError) as error:
+    except (OptionError, DataError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(table(summaries) + "\n")
@@ -53,7 +62,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
         summaries, see `evaluation.statistics.summarise`; also in <output-dir>/summary.json.
 
     Raises:
-        ConfigError: an option that cannot work, named with its value and what is allowed.
+        OptionError: an option that cannot work, named with its value and what is allowed.
         DataError: a file of prompts that holds none.
     """
     import verl  # noqa: F401  (loads the plugin into its registries)
@@ -63,15 +72,17 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     from maskgrpo_plugin.evaluation.records import Records
     from maskgrpo_plugin.evaluation.runner import Runner, check_positions
     from maskgrpo_plugin.evaluation.scoring import Scorer, reward_config
-    from maskgrpo_plugin.evaluation.servers import ServerPool, load_model_config
+    from maskgrpo_plugin.evaluation.servers import ServerPool, is_diffusion, load_model_config
     from maskgrpo_plugin.models.special_tokens import stop_token_ids
 
-    data = [*options.data, *(prepare_task(name, options.output_dir / "data") for name in options.tasks)]
+    tasks = (prepare_task(name, options.output_dir / "data", options.style) for name in options.tasks)
+    data = [*options.data, *tasks]
     problems = read_problems(data, options.prompts, options.limit)
     images = problems[0].is_image
     ks = _check(options, images)
     check_layout(options.layout, problems, options.samples)
-    overrides = [*(f"reward.image.scorers.{name}.weight=1.0" for name in options.scorers), *options.overrides]
+    overrides = [f"reward.image.scorers.{name}.weight=1.0" for name in options.scorers]
+    overrides += [each for each in options.overrides if not each.startswith(SAMPLER_KEY)]
     rewards = reward_config(overrides, images=images) if overrides or not images else None
 
     path = resolve_checkpoint(options.model, options.output_dir / "merged_model", options.base_model)
@@ -85,8 +96,9 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
         "dtype": lengths[0].config.dtype,
         "temperature": options.temperature,
         "seed": options.seed,
+        "answer_prefix": options.answer_prefix,
         "reward": sorted(overrides),
-        "lengths": {str(length.tokens): _sampler_settings(length.config) for length in lengths},
+        "lengths": {str(length.tokens): recorded(length, is_diffusion(path)) for length in lengths},
     }
     records = Records(options.output_dir, settings, overwrite=options.overwrite)
     with contextlib.closing(records), _ray_session(options.replicas > 1 or (images and rewards is not None)):
@@ -109,20 +121,32 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     return summaries
 
 
-def prepare_task(name: str, folder: Path) -> Path:
+def prepare_task(name: str, folder: Path, style: str = DEFAULT_STYLE) -> Path:
     """The validation rows of a task, made by `maskgrpo_plugin.data.prepare` where they are not there yet.
 
+    Args:
+        name: of the task.
+        folder: for the data of all tasks.
+        style: of the prompts, one of `data.templates.STYLES`.
+
     Raises:
-        ConfigError: they cannot be made; the command's own output says why.
+        OptionError: the task has no prompts of that style, or its rows cannot be made; the command's own output says
+            why.
     """
-    file = folder / name / "validation.parquet"
-    if not file.is_file() and prepare.main([name, "--output-dir", str(file.parent)]) != 0:
-        raise ConfigError("--tasks", name, "prepare it from local files and name validation.parquet by --data")
+    styled = [task for task, data_set in prepare.DATA_SETS.items() if data_set.templates]
+    options = [] if style == DEFAULT_STYLE else ["--style", style]
+    if options and name not in styled:
+        raise OptionError("--style", style, f"the task {name} has one prompt; tasks with styles: {', '.join(styled)}")
+    file = folder / "-".join([name, *options[1:]]) / "validation.parquet"
+    if not file.is_file() and prepare.main([name, *options, "--output-dir", str(file.parent)]) != 0:
+        raise OptionError("--tasks", name, "prepare it from local files and name validation.parquet by --data")
     return file
 
 
-def make_lengths(options: argparse.Namespace, problems: list[Any], model_config: Any) -> list[Any]:
-    """What is generated at each length: the rollout section and the queries (`evaluation.runner.Length`).
+def make_lengths(
+    options: argparse.Namespace, problems: "Sequence[Problem]", model_config: "HFModelConfig"
+) -> "list[Length]":
+    """What is generated at each length: the rollout section and the requests.
 
     Args:
         options: the command's.
@@ -130,40 +154,54 @@ def make_lengths(options: argparse.Namespace, problems: list[Any], model_config:
         model_config: verl's model section.
 
     Raises:
-        ConfigError: an option that the sampler refuses, or a problem that does not fit the checkpoint.
+        OptionError: an option that the sampler refuses, or a problem that does not fit the checkpoint.
     """
-    from maskgrpo_plugin.evaluation.problems import Query, make_query
+    from maskgrpo_plugin.evaluation.problems import make_request
     from maskgrpo_plugin.evaluation.runner import Length
-    from maskgrpo_plugin.evaluation.servers import is_diffusion
+    from maskgrpo_plugin.evaluation.servers import is_diffusion, rollout_config
     from maskgrpo_plugin.models.families import build_family
-    from maskgrpo_plugin.workers.agent_loop import image_grid
+    from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest, image_grid
 
     family = None
     if is_diffusion(model_config.path):
         family = build_family(model_config.hf_config, model_config.tokenizer)
+    image = image_settings(options)
 
-    def make(length: int, steps: int, queries: dict[str, Query]) -> Length:
-        return Length(length, length_config(options, length, steps, is_diffusion=family is not None), queries)
+    def make(length: int, steps: int | None, requests: dict[str, RowRequest]) -> Length:
+        settings = sampler_settings(options, length, steps, images=problems[0].is_image)
+        if family is not None:
+            check_sampler(settings, length, options.temperature, options.samples)
+        config = rollout_config(
+            settings,
+            response_length=length,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            image=image,
+        )
+        return Length(length, config, requests)
 
     if problems[0].is_image:
         if not options.image_tokenizer or not Path(options.image_tokenizer, "config.json").is_file():
-            raise ConfigError("--image-tokenizer", options.image_tokenizer, "the folder of a MAGVIT-v2 checkpoint")
+            raise OptionError("--image-tokenizer", options.image_tokenizer, "the folder of a MAGVIT-v2 checkpoint")
         try:
-            grid = image_grid(image_settings(options), family) if family is not None else None
+            builder = RequestBuilder(model_config.tokenizer, family, grid=image_grid(image, family))
         except ValueError as error:
-            raise ConfigError("--image-size", options.image_size, str(error)) from error
-        queries = {problem.id: make_query(problem, model_config.tokenizer, family, 1, grid) for problem in problems}
-        tokens = next(iter(queries.values())).new_tokens
-        return [make(tokens, options.steps[0] if options.steps else min(DEFAULT_IMAGE_STEPS, tokens), queries)]
+            raise OptionError("--image-size", options.image_size, str(error)) from error
+        requests = {problem.id: make_request(problem, builder, 1, "") for problem in problems}
+        tokens = next(iter(requests.values())).new_tokens
+        return [make(tokens, options.steps[0] if options.steps else None, requests)]
+    builder = RequestBuilder(model_config.tokenizer, family)
     given = options.steps * len(options.lengths) if len(options.steps) == 1 else options.steps
     steps = given or [max(1, length // 2) for length in options.lengths]
-    return [
-        make(length, n, {p.id: make_query(p, model_config.tokenizer, family, length, None) for p in problems})
-        for length, n in zip(options.lengths, steps, strict=True)
-    ]
+
+    def requests_of(length: int) -> dict[str, RowRequest]:
+        return {p.id: make_request(p, builder, length, options.answer_prefix) for p in problems}
+
+    return [make(length, n, requests_of(length)) for length, n in zip(options.lengths, steps, strict=True)]
 
 
-def image_settings(options: argparse.Namespace) -> Any:
+def image_settings(options: argparse.Namespace) -> "ImageSettings":
     """The rollout's section on images."""
     from maskgrpo_plugin.config import ImageSettings
 
@@ -171,71 +209,86 @@ def image_settings(options: argparse.Namespace) -> Any:
     return ImageSettings(tokenizer_path=options.image_tokenizer, height=height, width=width)
 
 
-def length_config(options: argparse.Namespace, length: int, steps: int, *, is_diffusion: bool) -> Any:
-    """The rollout section of one length.
+def sampler_settings(options: argparse.Namespace, length: int, steps: int | None, *, images: bool) -> "SamplerSettings":
+    """The rollout's section on the sampler: its own defaults but for texts, whose blocks have at most 32 tokens; then
+    the command's flags, and what `--set` says.
+
+    Args:
+        options: the command's.
+        length: tokens of a response.
+        steps: of the sampler; None: its default.
+        images: whether images are asked for.
 
     Raises:
-        ConfigError: an option that the sampler refuses.
+        OptionError: a key of `--set` that the section does not have.
     """
     from maskgrpo_plugin.config import SamplerSettings
-    from maskgrpo_plugin.evaluation.servers import rollout_config
 
-    sampler = SamplerSettings(
-        name=options.sampler,
-        steps=steps,
-        block_length=options.block_length or min(DEFAULT_BLOCK, length),
-        ordering=options.ordering,
-        cfg_scale=options.cfg_scale,
-        cache=options.cache,
-        parallel=options.parallel,
-        threshold=options.threshold,
-        factor=options.factor,
-    )
+    values: dict[str, Any] = {"name": options.sampler or DEFAULT_SAMPLERS["t2i" if images else "text"], "options": {}}
+    for override in options.overrides:
+        if override.startswith(SAMPLER_KEY):
+            part = OmegaConf.to_container(OmegaConf.from_dotlist([override]).rollout.sampler)
+            if not isinstance(part, dict) or set(part) - {"name", "options"}:
+                raise OptionError("--set", override, "allowed: rollout.sampler.name, rollout.sampler.options.<option>")
+            values |= {str(key): value for key, value in part.items() if key != "options"}
+            values["options"] |= part.get("options", {})
+    flags = {name: _value(text) for name, text in vars(options).items() if name in _flags() and text is not None}
+    defaults = {"steps": steps, "block_length": None if images else min(DEFAULT_BLOCK, length)}
+    known = option_names(values["name"]) if values["name"] in SAMPLERS else ()
+    defaults = {name: value for name, value in defaults.items() if name in known and value is not None}
+    return SamplerSettings(name=values["name"], options=defaults | flags | values["options"])
+
+
+def check_sampler(settings: "SamplerSettings", length: int, temperature: float, samples: int) -> Sampler:
+    """The sampler, built to see that it can be.
+
+    Raises:
+        OptionError: an option that it refuses, by the command's flag, or several samples that would be one.
+    """
     try:
-        return rollout_config(
-            sampler,
-            response_length=length,
-            temperature=options.temperature,
-            batch_size=options.batch_size,
-            dtype=options.dtype,
-            image=image_settings(options),
-            check_sampler=is_diffusion,
-        )
-    except SamplerOptionError as error:
-        name = {"response_length": "lengths", "name": "sampler"}.get(error.option, error.option)
-        key = f"--{name.replace('_', '-')}"
-        raise ConfigError(key, error.value, f"{error.allowed} (at length {length})") from error
+        sampler = settings.build(response_length=length, temperature=temperature)
+    except OptionError as error:
+        name = {"response_length": "lengths", "name": "sampler"}.get(error.key, error.key)
+        allowed = f"{error.allowed} (at length {length})"
+        raise OptionError(f"--{name.replace('_', '-')}", error.value, allowed) from error
+    if samples > 1 and not sampler.draws:
+        raise OptionError("--temperature", temperature, "all samples of a prompt would be the same; use more than 0")
+    return sampler
 
 
 def _check(options: argparse.Namespace, images: bool) -> tuple[int, ...]:
     """Check what goes together; returns the k of pass@k.
 
     Raises:
-        ConfigError: options that cannot work together.
+        OptionError: options that cannot work together.
     """
-    if images and options.sampler == "semi_autoregressive":
-        options.sampler = "emerge"
+    modality = "t2i" if images else "text"
+    if options.sampler in SAMPLERS and modality not in get_sampler(options.sampler).modalities:
+        names = [name for name, sampler in SAMPLERS.items() if modality in sampler.modalities]
+        raise OptionError("--sampler", options.sampler, f"allowed for such data: {', '.join(names)}")
     if not images and options.scorers:
-        raise ConfigError("--scorers", options.scorers, "they are for images, and the data asks for texts")
+        raise OptionError("--scorers", options.scorers, "they are for images, and the data asks for texts")
+    if images and options.answer_prefix:
+        raise OptionError("--answer-prefix", options.answer_prefix, "it is for texts, and the data asks for images")
     if not images and options.layout != "prompts":
-        raise ConfigError("--layout", options.layout, "it is for images, and the data asks for texts")
+        raise OptionError("--layout", options.layout, "it is for images, and the data asks for texts")
     if len(options.steps) not in (0, 1, len(options.lengths)) or (images and len(options.steps) > 1):
-        raise ConfigError("--steps", options.steps, "give one number, or one for each of --lengths")
-    if options.samples > 1 and options.temperature == 0 and not images and options.ordering != "random":
-        raise ConfigError("--temperature", 0.0, "all samples of a prompt would be the same; use more than 0")
+        raise OptionError("--steps", options.steps, "give one number, or one for each of --lengths")
     ks = tuple(options.k) or tuple(sorted({1, options.samples} - {1 if options.samples == 1 else 0}))
     for k in ks:
         if not 1 <= k <= options.samples:
-            raise ConfigError("--k", k, f"allowed: 1 to --samples {options.samples}")
+            raise OptionError("--k", k, f"allowed: 1 to --samples {options.samples}")
     return ks
 
 
-def _sampler_settings(config: Any) -> dict[str, Any]:
-    image = config.image
-    return {
-        **{name: value for name, value in config.sampler.items() if not name.startswith("_")},
-        "image": [image.tokenizer_path, image.height, image.width],
-    }
+def recorded(length: "Length", is_diffusion: bool) -> dict[str, Any]:
+    """What decides the generations of a length, as plain data: every option of the sampler, and the image's size."""
+    image, sampler = length.config.image, length.config.sampler
+    options: dict[str, Any] = {}
+    if is_diffusion:
+        built = asdict(sampler.build(response_length=length.tokens, temperature=length.config.temperature))
+        options = {name: built[name] for name in option_names(sampler.name)}
+    return {"name": sampler.name, **options, "image": [image.tokenizer_path, image.height, image.width]}
 
 
 @contextlib.contextmanager
@@ -267,6 +320,27 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _flags() -> Mapping[str, str]:
+    """The samplers' options that have a flag of their name, all but `steps`, each with its help."""
+    owners: dict[str, list[str]] = {}
+    for name in SAMPLERS:
+        for option in option_names(name):
+            owners.setdefault(option, []).append(name)
+    defaults = {each.name: each.default for name in SAMPLERS for each in fields(get_sampler(name))}
+    defaults["block_length"] = f"{DEFAULT_BLOCK}, or the length where shorter"
+    return {
+        option: f"of {', '.join(names)}; default: {defaults[option]}"
+        for option, names in owners.items()
+        if option != "steps"
+    }
+
+
+def _value(text: str) -> Any:
+    """A flag's value as a config would read it."""
+    value = OmegaConf.from_dotlist([f"value={text}"]).value
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m maskgrpo_plugin.evaluate", description=__doc__)
     add = parser.add_argument
@@ -284,28 +358,34 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--tasks", nargs="+", default=[], choices=TASKS, metavar="TASK", help=f"prepared first: {', '.join(TASKS)}"
     )
+    data.add_argument(
+        "--style", choices=STYLES, default=DEFAULT_STYLE, help=f"prompts of --tasks (default {DEFAULT_STYLE})"
+    )
     data.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts of images: .jsonl, .tar or text")
-    data.add_argument("--limit", type=_positive, help="the first so many rows of each data source")
+    data.add_argument("--limit", type=_positive, help="number of rows per data source, the first ones")
 
     how = parser.add_argument_group("generation")
     how.add_argument(
         "--lengths", type=_positive, nargs="+", default=list(DEFAULT_LENGTHS), help="tokens of a text (128 256 512)"
     )
     how.add_argument(
-        "--steps", type=_positive, nargs="+", default=[], help="one, or one a length; default: half of the length"
+        "--steps",
+        type=_positive,
+        nargs="+",
+        default=[],
+        help="one, or one for each length; default: half of the length, for images the sampler's",
     )
-    how.add_argument(
-        "--sampler", choices=tuple(SAMPLERS), default="semi_autoregressive", help="images: emerge (default) or maskgit"
-    )
-    how.add_argument("--block-length", type=_positive, help=f"default: {DEFAULT_BLOCK}, or the length where shorter")
-    how.add_argument("--ordering", choices=ORDERINGS, default="low_confidence")
-    how.add_argument("--cache", choices=CACHES, default="none", help="approximate where not none")
-    how.add_argument("--parallel", choices=PARALLEL, default="none", help="approximate where not none")
-    how.add_argument("--threshold", type=_not_negative, default=0.9, help="of --parallel, a probability")
-    how.add_argument("--factor", type=_not_negative, default=1.0, help="of --parallel factor")
+    how.add_argument("--sampler", help=f"{', '.join(SAMPLERS)}; default: semi_autoregressive, for images emerge")
     how.add_argument("--temperature", type=_not_negative, default=0.0)
-    how.add_argument("--cfg-scale", type=_not_negative, default=0.0, help="weight of the guidance, 0 for none")
-    how.add_argument("--samples", type=_positive, default=1, help="generations of each prompt")
+    for name, text in _flags().items():
+        how.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
+    how.add_argument("--samples", type=_positive, default=1, help="generations per prompt")
+    how.add_argument(
+        "--answer-prefix",
+        metavar="TEXT",
+        help="beginning of each text, given to the model and scored with it; default: <reasoning> for rows of the "
+        "style published, else nothing",
+    )
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--batch-size", type=_positive, default=32)
     how.add_argument("--replicas", type=_positive, default=1, help="servers with a GPU each, as Ray actors")
@@ -320,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="keys of a run's config on rewards, such as reward.sandbox.timeout_s=10",
+        help="keys of a run's config on rewards and the sampler, such as reward.sandbox.timeout_s=10",
     )
 
     images = parser.add_argument_group("images")

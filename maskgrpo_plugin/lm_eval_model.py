@@ -22,18 +22,19 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 import maskgrpo_plugin.registration  # noqa: F401
-from maskgrpo_plugin.config import SamplerSettings
+from maskgrpo_plugin.config import DiffusionRolloutConfig, SamplerSettings
 from maskgrpo_plugin.diffusion.monte_carlo import conditional_log_likelihood
-from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.diffusion.samplers import build_sampler, option_names
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config, rollout_config
 from maskgrpo_plugin.models.special_tokens import answer_length
-from maskgrpo_plugin.workers.agent_loop import request_seed
+from maskgrpo_plugin.workers.rollout.requests import request_seed
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 
 logger = logging.getLogger(__name__)
 
+SAMPLER = "semi_autoregressive"
 IGNORED = ("max_batch_size", "device")
 Encoded = tuple[tuple[str, str], list[int], list[int]]
 
@@ -51,20 +52,19 @@ class MaskGRPOLM(TemplateLM):
         merged_dir: folder for the merged model of a verl checkpoint or adapter; default: one in the temporary folder.
         max_gen_toks: tokens of a text where the task names none.
         steps: denoising steps of a text; None: half of its tokens.
-        block_length: tokens a block; texts are made in whole blocks and cut.
-        ordering, cfg_scale: see `SamplerSettings`.
+        block_length: tokens per block; texts are made in whole blocks and cut.
         mc_samples: masks of a likelihood.
         check_greedy: whether to find out if greedy decoding gives the text whose likelihood is asked, which takes a
             forward pass for each of its tokens; tasks such as LAMBADA need it. False answers no.
         max_length: longest sequence; None: the model's positions.
         add_bos_token: put the tokenizer's bos before each text that has no chat template.
-        batch_size: most sequences a forward pass.
+        batch_size: largest number of sequences per forward pass.
         dtype: torch's name of one; None: bfloat16, on the CPU float32.
         seed: of noise and masks.
+        **options: further options of the sampler `semi_autoregressive`, such as `ordering` or `cfg_scale`.
 
     Raises:
-        ConfigError: an argument that cannot work.
-        SamplerOptionError: an option that the sampler refuses.
+        OptionError: an argument that cannot work.
     """
 
     def __init__(
@@ -75,8 +75,6 @@ class MaskGRPOLM(TemplateLM):
         max_gen_toks: int = 256,
         steps: int | None = None,
         block_length: int = 32,
-        ordering: str = "low_confidence",
-        cfg_scale: float = 0.0,
         mc_samples: int = 128,
         check_greedy: bool = True,
         max_length: int | None = None,
@@ -84,23 +82,24 @@ class MaskGRPOLM(TemplateLM):
         batch_size: int | str = 32,
         dtype: str | None = None,
         seed: int = 0,
-        **ignored: Any,
+        **options: Any,
     ):
         super().__init__()
-        for name, value in ignored.items():
-            if name not in IGNORED:
-                raise ConfigError(f"--model_args {name}", value, "no such argument; see maskgrpo_plugin.lm_eval_model")
+        for name, value in options.items():
+            if name not in IGNORED + option_names(SAMPLER):
+                raise OptionError(f"--model_args {name}", value, "no such argument; see maskgrpo_plugin.lm_eval_model")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ConfigError("--batch_size", batch_size, "allowed: whole numbers from 1")
+            raise OptionError("--batch_size", batch_size, "allowed: whole numbers from 1")
         name = f"maskgrpo_merged_{zlib.crc32(fingerprint(pretrained).encode()):08x}"
         target = Path(merged_dir or Path(tempfile.gettempdir()) / name)
         path = resolve_checkpoint(pretrained, target, base_model)
         if not is_diffusion(path):
-            raise ConfigError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")
+            raise OptionError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")
         self.model_config = load_model_config(path)
         self.tokenizer = self.model_config.tokenizer
         self.pretrained, self.max_gen_toks, self.steps = pretrained, int(max_gen_toks), steps
-        self.block_length, self.ordering, self.cfg_scale = int(block_length), ordering, float(cfg_scale)
+        self.block_length = int(block_length)
+        self.sampler_options = {name: value for name, value in options.items() if name not in IGNORED}
         self.mc_samples, self.check_greedy, self.add_bos_token = int(mc_samples), check_greedy, add_bos_token
         self.batch_size, self.dtype, self.seed = int(batch_size), dtype, int(seed)
         self.max_length = int(max_length or self.model_config.hf_config.max_position_embeddings)
@@ -203,7 +202,7 @@ class MaskGRPOLM(TemplateLM):
         if not self.check_greedy or not continuation:
             return not continuation
         length = len(continuation)
-        sampler = build_sampler("semi_autoregressive", steps=length, response_length=length)
+        sampler = build_sampler(SAMPLER, steps=length, response_length=length)
         with torch.inference_mode():
             output = sampler.generate(
                 self.server.model, self._tensor(context)[None], mask_token_id=self.server.family.mask_token_id
@@ -228,15 +227,15 @@ class MaskGRPOLM(TemplateLM):
 
         return dict(await asyncio.gather(*(one(*each) for each in asked)))
 
-    def _rollout_config(self, tokens: int, temperature: float) -> Any:
+    def _rollout_config(self, tokens: int, temperature: float) -> DiffusionRolloutConfig:
         block = min(self.block_length, tokens)
         length = -(-tokens // block) * block
-        sampler = SamplerSettings(
-            steps=self.steps or max(length // block, length // 2),
-            block_length=block,
-            ordering=self.ordering,
-            cfg_scale=self.cfg_scale,
-        )
+        steps = self.steps or max(length // block, length // 2)
+        sampler = SamplerSettings(SAMPLER, options={"steps": steps, "block_length": block, **self.sampler_options})
+        try:
+            sampler.build(response_length=length, temperature=temperature)
+        except OptionError as error:
+            raise OptionError(f"--model_args {error.key}", error.value, error.allowed) from None
         return rollout_config(
             sampler, response_length=length, temperature=temperature, batch_size=self.batch_size, dtype=self.dtype
         )

@@ -1,47 +1,53 @@
 """The `verl.plugins` entry point: importing this module adds the plugin to every registry of verl.
 
 verl loads it at the end of `verl/__init__` in the driver and in every Ray worker, and logs a failure at DEBUG
-only, so a failure is repeated here as an error with its traceback.
+only, so a failure is repeated here as an error.
 """
 
+import importlib
 import logging
+
+from maskgrpo_plugin.extensions import ExtensionError, load_extensions
+from maskgrpo_plugin.registry import Registered
 
 logger = logging.getLogger(__name__)
 
+# Each registers something when it is imported, and says what in `REGISTERS`. The order is that of the imports: the
+# platform is there before verl's trainers and engines ask for it.
+MODULES = (
+    "maskgrpo_plugin.models",
+    "maskgrpo_plugin.workers.platform",
+    "maskgrpo_plugin.validation",
+    "maskgrpo_plugin.trainer.losses",
+    "maskgrpo_plugin.trainer.advantages",
+    "maskgrpo_plugin.rewards.text.manager",
+    "maskgrpo_plugin.rewards.images.manager",
+    "maskgrpo_plugin.workers.rollout",
+    "maskgrpo_plugin.workers.engine",
+    "maskgrpo_plugin.trainer.stages",
+    "maskgrpo_plugin.workers.agent_loop",
+)
 
-def register() -> None:
-    """Add platform, config resolver, losses, advantage, reward managers, rollouts, agent loop and trainer to verl.
 
-    Idempotent: a second call changes nothing.
+def register() -> tuple[Registered, ...]:
+    """Import everything that registers something with verl or transformers; a second call changes nothing.
+
+    Returns:
+        what the modules register.
 
     Raises:
         ImportError: verl or one of its requirements is missing or of another version.
     """
-    from maskgrpo_plugin import models
-    from maskgrpo_plugin.workers import platform
-
-    models.register()
-    platform.register()
-
-    from maskgrpo_plugin import validation
-    from maskgrpo_plugin.rewards.images import manager as image_manager
-    from maskgrpo_plugin.rewards.text import manager
-    from maskgrpo_plugin.trainer import advantages, losses
-    from maskgrpo_plugin.workers.rollout import register_rollouts
-
-    validation.register()
-    losses.register()
-    advantages.register()
-    manager.register()
-    image_manager.register()
-    register_rollouts()
-
-    from maskgrpo_plugin.trainer import maskgrpo_sync  # noqa: F401  (its decorator registers the trainer)
-    from maskgrpo_plugin.workers import agent_loop  # noqa: F401  (its decorator registers the agent loop)
+    return tuple(entry for name in MODULES for entry in importlib.import_module(name).REGISTERS)
 
 
 try:
     register()
 except Exception:
     logger.exception("maskgrpo_plugin could not register with verl; run `python -m maskgrpo_plugin.doctor`")
+    raise
+try:
+    load_extensions()
+except ExtensionError as error:
+    logger.error("maskgrpo_plugin: %s", error)
     raise

@@ -4,22 +4,22 @@ verl builds `actor_rollout_ref.actor` on the driver; the plugin's configs hold `
 there, and this resolver checks every section when that key is read.
 """
 
-import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from maskgrpo_plugin import extensions
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.rewards.images.config import check_image_reward_config, image_reward_cpus
+from maskgrpo_plugin.rewards.text.config import check_text_reward_config
+
 RESOLVER = "maskgrpo.preflight"
-DIFFUSION_MODEL_TYPES = ("llada", "mmada")
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 TRAINERS = ("maskgrpo_sync", "maskgrpo_colocate_async")
-PLUGIN_ROLLOUTS = ("masked_diffusion", "transformers")
 
 
 def preflight(config: DictConfig) -> bool:
@@ -32,48 +32,43 @@ def preflight(config: DictConfig) -> bool:
         True.
 
     Raises:
-        ConfigError: the first value that cannot work.
+        OptionError: the first value that cannot work.
     """
     from maskgrpo_plugin.workers.platform import check_device
+    from maskgrpo_plugin.workers.rollout.checks import check_images, check_rollout
 
     checks: list[Callable[[DictConfig], None]] = [
+        extensions.read_config,
         _check_names,
         _check_files,
         _check_batches,
         _check_model,
-        _check_rollout,
-        _check_image_rewards,
-        _check_text_rewards,
+        check_rollout,
+        check_image_reward_config,
+        check_text_reward_config,
         _check_ray,
         check_device,
     ]
     if config.actor_rollout_ref.model.model_type == "masked_diffusion":
-        checks[3:3] = [_check_estimation, _check_unsupported]
-        checks.append(_check_images)
+        checks[4:4] = [_check_estimation, _check_unsupported]
+        checks.append(check_images)
     for check in checks:
         check(config)
     return True
 
 
-def register() -> None:
-    """Add the resolver `maskgrpo.preflight` to OmegaConf; idempotent."""
-
-    def resolve(*, _root_: DictConfig) -> bool:
-        from maskgrpo_plugin.errors import ConfigError
-
-        try:
-            return preflight(_root_)
-        except ConfigError as error:
-            sys.stderr.write(f"maskgrpo_plugin: {error}\n")
-            raise SystemExit(2) from None
-
-    OmegaConf.register_new_resolver(RESOLVER, resolve, replace=True)
+def _resolve(*, _root_: DictConfig) -> bool:
+    """What `${maskgrpo.preflight:}` is: True, or the end of the process with one line on standard error."""
+    try:
+        return preflight(_root_)
+    except OptionError as error:
+        sys.stderr.write(f"maskgrpo_plugin: {error}\n")
+        raise SystemExit(2) from None
 
 
-def _error(key: str, value: Any, allowed: str) -> Exception:
-    from maskgrpo_plugin.errors import ConfigError
+OmegaConf.register_new_resolver(RESOLVER, _resolve, replace=True)
 
-    return ConfigError(key, value, allowed)
+REGISTERS = (Registered(f"resolver {RESOLVER}", lambda: OmegaConf.has_resolver(RESOLVER)),)
 
 
 def _check_names(config: DictConfig) -> None:
@@ -99,10 +94,10 @@ def _check_names(config: DictConfig) -> None:
     is_diffusion = arr.model.model_type == "masked_diffusion"
     if is_diffusion != (arr.rollout.name == "masked_diffusion"):
         allowed = "masked_diffusion" if is_diffusion else "transformers (CPU) or vllm (GPU)"
-        raise _error("actor_rollout_ref.rollout.name", arr.rollout.name, f"model_type needs {allowed}")
+        raise OptionError("actor_rollout_ref.rollout.name", arr.rollout.name, f"model_type needs {allowed}")
     if is_diffusion and config.trainer.v1.trainer_mode not in TRAINERS:
         allowed = f"model_type needs {' or '.join(TRAINERS)}"
-        raise _error("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, allowed)
+        raise OptionError("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, allowed)
 
 
 def _check_files(config: DictConfig) -> None:
@@ -110,22 +105,26 @@ def _check_files(config: DictConfig) -> None:
         value = config.data[key]
         for name in value if isinstance(value, ListConfig) else [value]:
             if "://" not in str(name) and not Path(os.path.expanduser(str(name))).is_file():
-                raise _error(f"data.{key}", str(name), "the file does not exist; see `maskgrpo_plugin.data.prepare`")
+                raise OptionError(
+                    f"data.{key}", str(name), "the file does not exist; see `maskgrpo_plugin.data.prepare`"
+                )
 
 
 def _check_batches(config: DictConfig) -> None:
     arr = config.actor_rollout_ref
     batch, mini = config.data.train_batch_size, arr.actor.ppo_mini_batch_size
     if batch % mini:
-        raise _error("actor_rollout_ref.actor.ppo_mini_batch_size", mini, f"must divide data.train_batch_size={batch}")
+        raise OptionError(
+            "actor_rollout_ref.actor.ppo_mini_batch_size", mini, f"must divide data.train_batch_size={batch}"
+        )
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     if mini * arr.rollout.n % ranks:
-        raise _error(
+        raise OptionError(
             "actor_rollout_ref.actor.ppo_mini_batch_size", mini, f"times rollout.n must be a multiple of {ranks} ranks"
         )
     micro = arr.actor.ppo_micro_batch_size_per_gpu
     if not arr.actor.use_dynamic_bsz and micro and (mini * arr.rollout.n // ranks) % micro:
-        raise _error(
+        raise OptionError(
             "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
             micro,
             f"must divide the {mini * arr.rollout.n // ranks} completions that a rank has in a mini-batch",
@@ -133,25 +132,9 @@ def _check_batches(config: DictConfig) -> None:
 
 
 def _check_estimation(config: DictConfig) -> None:
-    from maskgrpo_plugin.config import EstimationConfig
+    from maskgrpo_plugin.config import check_estimation
 
-    section = config.algorithm.get("estimation")
-    if section is None:
-        raise _error("algorithm.estimation", None, "a masked diffusion model needs this section")
-    values = {key: section[key] for key in section if key != "_target_"}
-    known = EstimationConfig.__dataclass_fields__
-    for key in values:
-        if key not in known:
-            names = ", ".join(sorted(name for name in known if not name.startswith("_")))
-            raise _error(f"algorithm.estimation.{key}", values[key], f"no such key; there are {names}")
-    estimation = EstimationConfig(**values)
-    lora = config.actor_rollout_ref.model.get("lora_rank", 0) > 0
-    if estimation.reference_sync_steps and lora:
-        raise _error(
-            "algorithm.estimation.reference_sync_steps",
-            estimation.reference_sync_steps,
-            "with LoRA the reference is the model without its adapter and cannot move; use 0",
-        )
+    check_estimation(config)
 
 
 def _check_unsupported(config: DictConfig) -> None:
@@ -165,9 +148,9 @@ def _check_unsupported(config: DictConfig) -> None:
     }
     for key, reason in needs_false.items():
         if OmegaConf.select(config, key):
-            raise _error(key, True, f"use false: {reason}")
+            raise OptionError(key, True, f"use false: {reason}")
     if arr.actor.ulysses_sequence_parallel_size > 1:
-        raise _error(
+        raise OptionError(
             "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
             arr.actor.ulysses_sequence_parallel_size,
             "use 1: sequence parallelism is not offered for masked diffusion",
@@ -175,229 +158,17 @@ def _check_unsupported(config: DictConfig) -> None:
 
 
 def _check_model(config: DictConfig) -> None:
-    model = config.actor_rollout_ref.model
-    path = os.path.expanduser(str(model.path))
-    looks_like_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(model.path)) is not None
-    if not os.path.isdir(path):
-        if not looks_like_hub_name or os.path.isabs(path):
-            raise _error("actor_rollout_ref.model.path", str(model.path), "the folder does not exist")
-        return
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        raise _error("actor_rollout_ref.model.path", path, "the folder holds no config.json")
-    published = json.loads(config_file.read_text())
-    kind, is_diffusion = published.get("model_type"), model.model_type == "masked_diffusion"
-    if is_diffusion != (kind in DIFFUSION_MODEL_TYPES):
-        allowed = f"masked_diffusion needs model_type {' or '.join(DIFFUSION_MODEL_TYPES)}"
-        if not is_diffusion:
-            allowed = "set actor_rollout_ref.model.model_type=masked_diffusion for this checkpoint"
-        raise _error("actor_rollout_ref.model.path", path, f"it is a {kind!r} checkpoint; {allowed}")
-    if is_diffusion:
-        _check_diffusion_model(config, published, path)
+    from maskgrpo_plugin.models.checks import check_model
+
+    check_model(config)
     if config.actor_rollout_ref.actor.strategy == "fsdp" and _device() == "cpu":
-        raise _error("actor_rollout_ref.actor.strategy", "fsdp", "FSDP1 does not run on the CPU; use fsdp2")
+        raise OptionError("actor_rollout_ref.actor.strategy", "fsdp", "FSDP1 does not run on the CPU; use fsdp2")
 
 
 def _device() -> str:
     from verl.utils.device import get_device_name
 
     return get_device_name()
-
-
-def _check_diffusion_model(config: DictConfig, published: dict[str, Any], path: str) -> None:
-    from transformers import AutoTokenizer
-
-    from maskgrpo_plugin.models.special_tokens import mask_token_problem
-
-    model = config.actor_rollout_ref.model
-    override = model.get("override_config", {}).get("mask_token_id")
-    mask_token_id = published.get("mask_token_id") if override is None else override
-    tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(str(model.tokenizer_path or path)))
-    vocabulary = published.get("new_vocab_size") or published.get("embedding_size") or published["vocab_size"]
-    problem = mask_token_problem(mask_token_id, vocabulary, tokenizer)
-    if problem:
-        raise _error("actor_rollout_ref.model.override_config.mask_token_id", mask_token_id, problem)
-    length = config.data.max_prompt_length + config.data.max_response_length
-    longest = published.get("max_sequence_length")
-    if longest and length > longest:
-        raise _error(
-            "data.max_response_length",
-            config.data.max_response_length,
-            f"with data.max_prompt_length={config.data.max_prompt_length} it passes the model's {longest} positions",
-        )
-    targets = model.target_modules
-    if model.get("lora_rank", 0) > 0 and isinstance(targets, ListConfig):
-        unknown = [name for name in targets if name not in LINEAR_LAYERS]
-        if unknown:
-            raise _error("actor_rollout_ref.model.target_modules", unknown, f"a block has {', '.join(LINEAR_LAYERS)}")
-
-
-def _check_rollout(config: DictConfig) -> None:
-    from maskgrpo_plugin.workers.rollout.model_weights import serves_adapter
-
-    rollout = config.actor_rollout_ref.rollout
-    if rollout.name not in PLUGIN_ROLLOUTS:
-        return
-    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    for key in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
-        if rollout[key] != 1:
-            raise _error(
-                f"actor_rollout_ref.rollout.{key}", rollout[key], f"use 1: each of the {ranks} ranks has its own server"
-            )
-    if serves_adapter(config.actor_rollout_ref.model) and rollout.layered_summon and rollout.load_format == "dummy":
-        raise _error(
-            "actor_rollout_ref.rollout.layered_summon", True, "it needs rollout.load_format=auto: it sends no base"
-        )
-    if rollout.max_num_seqs < 1:
-        raise _error("actor_rollout_ref.rollout.max_num_seqs", rollout.max_num_seqs, "allowed: 1 or more")
-    if rollout.agent.default_agent_loop != "maskgrpo_single_turn":
-        raise _error(
-            "actor_rollout_ref.rollout.agent.default_agent_loop",
-            rollout.agent.default_agent_loop,
-            "the plugin's rollouts are seeded by maskgrpo_single_turn",
-        )
-    if rollout.name == "masked_diffusion":
-        _check_sampler(config)
-
-
-def _check_sampler(config: DictConfig) -> None:
-    from maskgrpo_plugin.config import SamplerSettings
-    from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
-
-    rollout = config.actor_rollout_ref.rollout
-    keys = {
-        "response_length": "data.max_response_length",
-        "temperature": "actor_rollout_ref.rollout.temperature",
-    }
-    values = {key: rollout.sampler[key] for key in rollout.sampler if key != "_target_"}
-    known = SamplerSettings.__dataclass_fields__
-    for key in values:
-        if key not in known:
-            raise _error(f"actor_rollout_ref.rollout.sampler.{key}", values[key], "no such key")
-    settings = SamplerSettings(**values)
-    for temperature in (rollout.temperature, rollout.val_kwargs.temperature):
-        options = settings.options(response_length=rollout.response_length, temperature=temperature, stop_token_ids=())
-        try:
-            build_sampler(settings.name, **options)
-        except SamplerOptionError as error:
-            key = keys.get(error.option, f"actor_rollout_ref.rollout.sampler.{error.option}")
-            raise _error(key, error.value, str(error.allowed)) from None
-
-
-def _modalities(config: DictConfig) -> dict[str, list[Any]]:
-    """Rows of the data by modality other than text, as (prompt messages, extra_info)."""
-    import pyarrow.parquet as pq
-
-    found: dict[str, list[Any]] = {}
-    for key in ("train_files", "val_files"):
-        value = config.data[key]
-        for name in value if isinstance(value, ListConfig) else [value]:
-            if "://" in str(name) or not str(name).endswith(".parquet"):
-                continue
-            table = pq.read_table(os.path.expanduser(str(name)))
-            if not {"extra_info", config.data.prompt_key} <= set(table.column_names):
-                continue
-            infos = table["extra_info"].to_pylist()
-            if not any((info or {}).get("modality") for info in infos):
-                continue
-            for messages, info in zip(table[config.data.prompt_key].to_pylist(), infos, strict=True):
-                modality = info.get("modality") or "text"
-                if modality != "text":
-                    found.setdefault(modality, []).append((messages, info))
-    return found
-
-
-def _check_images(config: DictConfig) -> None:
-    """Where rows ask for images: a family that has them, a tokenizer that fits it, and prompts that fit both."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    from maskgrpo_plugin.config import ImageSettings
-    from maskgrpo_plugin.models.families import ImageFamily, build_family
-    from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
-    from maskgrpo_plugin.workers.agent_loop import build_prompt
-
-    rows = _modalities(config)
-    path = os.path.expanduser(str(config.actor_rollout_ref.model.path))
-    if not rows or not os.path.isdir(path):
-        return
-    rollout = config.actor_rollout_ref.rollout
-    try:
-        family = build_family(AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
-    except ValueError as error:
-        raise _error("actor_rollout_ref.model.path", path, str(error)) from None
-    if not isinstance(family, ImageFamily):
-        raise _error(
-            "actor_rollout_ref.model.path", path, f"the data asks for {', '.join(rows)}; {family.name} has none"
-        )
-    image = ImageSettings(**{key: rollout.image[key] for key in rollout.image if key != "_target_"})
-    grid = None
-    if "t2i" in rows:
-        if rollout.sampler.name == "semi_autoregressive":
-            raise _error("actor_rollout_ref.rollout.sampler.name", rollout.sampler.name, "for images: emerge, maskgit")
-        if not image.tokenizer_path or not (Path(image.tokenizer_path).expanduser() / "config.json").is_file():
-            raise _error(
-                "actor_rollout_ref.rollout.image.tokenizer_path",
-                image.tokenizer_path,
-                "the folder of the image tokenizer's checkpoint, with its config.json",
-            )
-        try:
-            tokenizer_config = image_tokenizer_config(image.tokenizer_path)
-        except ModuleNotFoundError as error:
-            key = "actor_rollout_ref.rollout.image.tokenizer_path"
-            raise _error(key, image.tokenizer_path, str(error)) from None
-        if tokenizer_config.codebook_size != family.image.codebook_size:
-            raise _error(
-                "actor_rollout_ref.rollout.image.tokenizer_path",
-                image.tokenizer_path,
-                f"it has {tokenizer_config.codebook_size} codes, the model's config {family.image.codebook_size}",
-            )
-        try:
-            grid = image.grid(family, tokenizer_config)
-        except ValueError as error:
-            raise _error("actor_rollout_ref.rollout.image.height", image.height, str(error)) from None
-    for modality, found in rows.items():
-        for messages, info in found:
-            try:
-                prompt = build_prompt(family, messages, info, config.data.max_response_length, grid)
-            except (ValueError, KeyError) as error:
-                raise _error("data.train_files", info.get("index"), f"a row of modality {modality}: {error}") from None
-            visible = sum(prompt.prompt_mask)
-            if visible > config.data.max_prompt_length:
-                raise _error("data.max_prompt_length", config.data.max_prompt_length, f"a prompt has {visible} tokens")
-            if len(prompt.response_ids) != config.data.max_response_length:
-                raise _error(
-                    "data.max_response_length",
-                    config.data.max_response_length,
-                    f"an image takes {len(prompt.response_ids)} tokens with its end",
-                )
-
-
-def _check_image_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.images.config import check_image_reward_config
-
-    check_image_reward_config(config)
-
-
-def _check_text_rewards(config: DictConfig) -> None:
-    from maskgrpo_plugin.rewards.text.manager import (
-        REWARD_MANAGER_NAME,
-        component_weights,
-        sandbox_settings,
-        scorer_timeout,
-    )
-
-    if config.reward.reward_manager.name != REWARD_MANAGER_NAME:
-        return
-    readers: dict[str, Callable[[DictConfig], Any]] = {
-        "weights": component_weights,
-        "sandbox": sandbox_settings,
-        "timeout_s": scorer_timeout,
-    }
-    for name, read in readers.items():
-        try:
-            read(config)
-        except ValueError as error:
-            raise _error(f"reward.{name}", config.reward.get(name), str(error)) from error
 
 
 def required_ray_cpus(config: DictConfig) -> int:
@@ -407,10 +178,10 @@ def required_ray_cpus(config: DictConfig) -> int:
     load balancer and each rollout server; three a training rank (verl's colocation slots); and what image scorers ask
     for.
     """
-    from maskgrpo_plugin.rewards.images.config import image_reward_cpus
+    from maskgrpo_plugin.workers.rollout import ROLLOUTS
 
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    servers = ranks if config.actor_rollout_ref.rollout.name in PLUGIN_ROLLOUTS else 0
+    servers = ranks if config.actor_rollout_ref.rollout.name in ROLLOUTS else 0
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
     return (
         3 * ranks
@@ -432,7 +203,7 @@ def _check_ray(config: DictConfig) -> None:
     given = config.ray_kwargs.ray_init.get("num_cpus")
     available = os.cpu_count() or 1 if given is None else given
     if available < needed:
-        raise _error(
+        raise OptionError(
             "ray_kwargs.ray_init.num_cpus",
             given,
             f"this run's Ray actors take {needed} logical CPUs (there are {available}); set it to {needed} or more",
@@ -440,6 +211,6 @@ def _check_ray(config: DictConfig) -> None:
     ranks = config.trainer.n_gpus_per_node
     slots = config.ray_kwargs.ray_init.get("num_gpus")
     if _device() == "cpu" and (slots or 0) < ranks:
-        raise _error(
+        raise OptionError(
             "ray_kwargs.ray_init.num_gpus", slots, f"on the CPU it counts training ranks; set it to {ranks} or more"
         )

@@ -11,9 +11,34 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from golden_files import GOLDEN_DIR, missing  # noqa: E402
 from torchvision_ops import define_missing_operators  # noqa: E402
 
 define_missing_operators()
+
+
+def pytest_configure():
+    """Refuse a GOLDEN_DIR that is not there, which would skip every golden test."""
+    if not GOLDEN_DIR.is_dir():
+        raise pytest.UsageError(f"GOLDEN_DIR: no folder {GOLDEN_DIR}")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The folder of golden numbers, one folder per family."""
+    return GOLDEN_DIR
+
+
+@pytest.fixture(scope="session")
+def golden_path(golden_dir):
+    """A function from parts of a path below `golden_dir` to the path; a missing one skips the test and is named."""
+
+    def find(*parts: str) -> Path:
+        if reason := missing(*parts):
+            pytest.skip(reason)
+        return golden_dir.joinpath(*parts)
+
+    return find
 
 
 def load_example(name: str, folder: str = "quickstart"):

@@ -46,10 +46,27 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
         overrides = small(tiny_run, "model" if is_diffusion else "model_ar")
         if name.startswith("llada_8b"):
             length = plain.data.max_response_length // 4
-            steps = plain.actor_rollout_ref.rollout.sampler.steps // 4
+            steps = plain.actor_rollout_ref.rollout.sampler.options.steps // 4
             overrides += ["data.max_prompt_length=64", f"data.max_response_length={length}"]
-            overrides += [f"actor_rollout_ref.rollout.sampler.steps={steps}"]
+            overrides += [f"actor_rollout_ref.rollout.sampler.options.steps={steps}"]
     config = ranks.compose_config("", *overrides, name=name, folder_key=None)
     assert preflight(config)
     if name.startswith("llada_8b"):
         assert config.algorithm.estimation.mu == 12 and config.actor_rollout_ref.rollout.n == 6
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math", "countdown", "sudoku", "code"])
+def test_the_text_configs_hold_the_published_hyper_parameters(task):
+    config = ranks.compose_config("", name=f"llada_8b_{task}", folder_key=None)
+    actor, model, estimation = (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.model,
+        config.algorithm.estimation,
+    )
+    assert (actor.optim.lr, actor.optim.weight_decay, actor.optim.clip_grad) == (3e-6, 0.1, 0.2)
+    assert list(actor.optim.betas) == [0.9, 0.99]
+    assert (actor.clip_ratio_low, actor.clip_ratio, actor.clip_ratio_high) == (0.2, 0.2, 0.2)
+    assert (actor.kl_loss_coef, actor.use_kl_loss, actor.kl_loss_type) == (0.01, True, "low_var_kl")
+    options = estimation.options
+    assert (estimation.mu, options.gamma, options.remasking) == (12, 0.6, "ar_like")
+    assert (model.lora_rank, model.lora_alpha, config.actor_rollout_ref.rollout.n) == (128, 64, 6)

@@ -310,7 +310,7 @@ class PromptTable:
         image = (0,) * len(prompts[0].prompt_ids) + prompts[0].response_mask
         return cls(
             canvas=torch.tensor([prompt.canvas_ids for prompt in prompts]),
-            mask=torch.tensor([prompt.canvas_mask for prompt in prompts]),
+            mask=torch.tensor([(*prompt.prompt_mask, *(1 for _ in prompt.response_ids)) for prompt in prompts]),
             uncond=torch.tensor([prompt.uncond_ids for prompt in prompts]),
             uncond_mask=torch.tensor([prompt.uncond_mask for prompt in prompts]),
             image=torch.tensor(image, dtype=torch.bool),
@@ -413,7 +413,7 @@ def pretrain(
         Steps taken, the probability last measured, and the loss of each step.
     """
     prompts = PromptTable.build(family)
-    tokens = family.image.to_tokens(vq.get_code(images.pixels))
+    tokens = vq.get_code(images.pixels) + family.image.offset
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup_steps))

@@ -3,20 +3,27 @@
 from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, HubSource, as_object, text_field
-from maskgrpo_plugin.data.rows import REASONING_FORMAT, Row, verl_row
-from maskgrpo_plugin.rewards.text.scorers import boxed_contents
+from maskgrpo_plugin.data.rows import Row, verl_row
+from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
+from maskgrpo_plugin.rewards.text.answers import boxed_contents
 
 HUB = {
     "train": HubSource("DigitalLearningGmbH/MATH-lighteval", "train"),
     "validation": HubSource("HuggingFaceH4/MATH-500", "test"),
 }
-INSTRUCTION = "Solve this problem. Put the final result, in its simplest exact form, into \\boxed{}.\n\n" + (
-    REASONING_FORMAT.format(answer="\\boxed{the result}")
+TEMPLATES = TaskTemplates(
+    names=("question",),
+    project="{question}\n\nSolve this problem. Put the final result, in its simplest exact form, into \\boxed{}.\n\n"
+    "Answer in this form:\n" + answer_form("your reasoning, step by step", "\\boxed{the result}"),
+    published="You are good at mathematics. Work through the problem below step by step, and give its result in "
+    "\\boxed{}.\nWrite your reply in this form:\n"
+    + answer_form("the steps of your solution", "\\boxed{the result}")
+    + "\n\n{question}",
 )
 
 
-def math_row(record: Any, split: str, index: int) -> Row:
-    """One row in verl's format from one record with `problem` and an `answer` or a `solution` whose box holds it.
+def math_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
+    """One row in verl's format from one record with a `problem`, and an `answer` or a `solution` that boxes it.
 
     Raises:
         DataError: a field is missing or the solution has no box with an answer.
@@ -32,8 +39,9 @@ def math_row(record: Any, split: str, index: int) -> Row:
     return verl_row(
         data_source=HUB[split].name,
         task="math",
-        content=f"{problem}\n\n{INSTRUCTION}",
+        content=template.fill(question=problem),
         ground_truth=answer,
         split=split,
         index=index,
+        **template.extra_info(),
     )

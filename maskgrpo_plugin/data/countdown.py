@@ -3,51 +3,58 @@
 import json
 import operator
 import random
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from maskgrpo_plugin.data import splits
 from maskgrpo_plugin.data.records import DataError, HubSource, as_object
-from maskgrpo_plugin.data.rows import REASONING_FORMAT, Row, verl_row
+from maskgrpo_plugin.data.rows import Row, verl_row
+from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
 
 HUB = {"train": HubSource("Jiayi-Pan/Countdown-Tasks-3to4", "train")}
 NUMBERS = 3
 LARGEST = 100
 OPERATIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
 VALIDATION_SHARE = 5  # one in so many problems is held out
-INSTRUCTION = (
-    "Write an arithmetic expression over the numbers {numbers} whose value is {target}. Use every number exactly once, "
-    "and only the operations +, -, * and / with parentheses where they are needed.\n\n"
+TEMPLATES = TaskTemplates(
+    names=("numbers", "target"),
+    project="Write an arithmetic expression over the numbers {numbers} whose value is {target}. Use every number "
+    "exactly once, and only the operations +, -, * and / with parentheses where they are needed.\n\n"
+    "Answer in this form:\n" + answer_form("your reasoning, step by step", "\\boxed{the expression}"),
+    published="Combine the given numbers by +, -, * and / into an expression whose value is the given target. Every "
+    "number has to occur exactly once, and no other number may occur. Reason step by step first; then give the "
+    "expression alone, without the target and without an equals sign, in \\boxed{}. With the numbers [3, 5, 8] and the "
+    "target 16, for example, \\boxed{(5-3)*8} would be right.\nWrite your reply in this form:\n"
+    + answer_form("the steps of your search", "\\boxed{the expression}")
+    + "\n\nNumbers: {numbers}\nTarget: {target}",
 )
 
 
-def countdown_row(record: Any, split: str, index: int) -> Row:
+def countdown_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
     """One row in verl's format from `{"input": "30,100,93", "output": "23"}` or `{"nums": [30, 100, 93], "target":
     23}`.
 
     Raises:
-        DataError: the record has neither form, or its numbers are not positive and whole.
+        DataError: the record has neither form, or its numbers are not positive whole numbers.
     """
     numbers, target = _problem(as_object(record))
-    content = INSTRUCTION.format(numbers=numbers, target=target) + REASONING_FORMAT.format(
-        answer="\\boxed{the expression}"
-    )
     return verl_row(
         data_source="countdown",
         task="countdown",
-        content=content,
+        content=template.fill(numbers=numbers, target=target),
         ground_truth=json.dumps([numbers, target]),
         split=split,
         index=index,
+        **template.extra_info(),
     )
 
 
-def hub_row(record: Any, split: str, index: int) -> Row | None:
+def hub_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row | None:
     """`countdown_row` for the hub's data set, of which only problems with NUMBERS numbers are taken."""
     if len(_problem(as_object(record))[0]) != NUMBERS:
         return None
-    return countdown_row(record, split, index)
+    return countdown_row(record, split, index, template)
 
 
 def problem_key(row: Row) -> tuple[tuple[int, ...], int]:
@@ -79,7 +86,7 @@ def draw_records(*, held_out: bool, seed: int) -> Iterator[dict[str, Any]]:
 
 def is_held_out(numbers: tuple[int, ...], target: int) -> bool:
     """Whether a problem, its numbers sorted, belongs to the validation part; no seed plays a role."""
-    return zlib.crc32(f"{numbers}={target}".encode()) % VALIDATION_SHARE == 0
+    return splits.is_held_out(f"{numbers}={target}", VALIDATION_SHARE)
 
 
 def _random_value(numbers: list[int], rng: random.Random) -> Fraction | None:

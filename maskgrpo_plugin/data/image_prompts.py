@@ -1,7 +1,7 @@
 """`python -m maskgrpo_plugin.data.image_prompts`: text-to-image prompts as verl's train.parquet and validation.parquet.
 
 Reads GenEval's metadata, DPG-Bench's and HPSv2's prompts (JSON Lines with `prompt`; every other key is kept as the
-sample's metadata), a plain text file with a prompt a line, and webdataset archives (`.tar`) of captions.
+sample's metadata), a plain text file with one prompt per line, and webdataset archives (`.tar`) of captions.
 """
 
 import argparse
@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskgrpo_plugin.data.records import DataError, read_file
-from maskgrpo_plugin.data.rows import write_parquet
-
-logger = logging.getLogger(__name__)
+from maskgrpo_plugin.data.records import DataError, as_object, read_file
+from maskgrpo_plugin.data.rows import Row, make_rows, write_parquet
 
 CAPTION_KEYS = ("prompt", "caption", "text")
 
@@ -27,7 +25,7 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Any]]:
 
     Args:
         path: `.jsonl` or `.jsonl.gz` with a prompt under `prompt`, `caption` or `text`; `.tar` with members `<key>.txt`
-            (a caption) or `<key>.json`; anything else: text with a prompt a line, empty lines passed over.
+            (a caption) or `<key>.json`; anything else: text with one prompt per line; empty lines are skipped.
 
     Raises:
         DataError: the file cannot be read.
@@ -66,7 +64,7 @@ def _read_archive(path: Path) -> Iterator[tuple[str, Any]]:
                 yield place, DataError(f"not readable ({error})")
 
 
-def prompt_row(record: Any, data_source: str, split: str, index: int) -> dict[str, Any]:
+def prompt_row(record: Any, data_source: str, split: str, index: int) -> Row:
     """One row in verl's format.
 
     Args:
@@ -78,10 +76,7 @@ def prompt_row(record: Any, data_source: str, split: str, index: int) -> dict[st
     Raises:
         DataError: the record holds no prompt.
     """
-    if isinstance(record, DataError):
-        raise record
-    if not isinstance(record, dict):
-        raise DataError(f"not an object but {type(record).__name__}")
+    record = as_object(record)
     key = next((name for name in CAPTION_KEYS if isinstance(record.get(name), str) and record[name].strip()), None)
     if key is None:
         raise DataError(f"no text under {', '.join(CAPTION_KEYS)}; it has {', '.join(map(str, record)) or 'no keys'}")
@@ -102,28 +97,20 @@ def prompt_row(record: Any, data_source: str, split: str, index: int) -> dict[st
     }
 
 
-def prompt_rows(path: Path, data_source: str, split: str, *, strict: bool = False) -> list[dict[str, Any]]:
+def prompt_rows(path: Path, data_source: str, split: str, *, strict: bool = False) -> list[Row]:
     """Rows of a file; records without a prompt are logged by place and left out.
 
     Raises:
         DataError: nothing usable, or, with `strict`, a record without a prompt.
     """
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    for place, record in read_prompts(path):
-        try:
-            rows.append(prompt_row(record, data_source, split, len(rows)))
-        except DataError as error:
-            if strict:
-                raise DataError(f"{place}: {error}") from error
-            skipped += 1
-            logger.warning("%s is left out: %s", place, error)
-    if not rows:
-        raise DataError(f"{path} holds no usable prompt ({skipped} left out)")
-    return rows
+
+    def convert(record: Any, split: str, index: int) -> Row:
+        return prompt_row(record, data_source, split, index)
+
+    return make_rows(read_prompts(path), split, convert, strict=strict, noun=f"prompt in {path}")
 
 
-def split_rows(rows: list[dict[str, Any]], validation_rows: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+def split_rows(rows: list[Row], validation_rows: int, seed: int) -> dict[str, list[Row]]:
     """Draw validation rows at random and number both parts anew.
 
     Raises:
@@ -132,7 +119,7 @@ def split_rows(rows: list[dict[str, Any]], validation_rows: int, seed: int) -> d
     if validation_rows >= len(rows):
         raise DataError(f"{validation_rows} validation rows asked, but there are {len(rows)} prompts in all")
     drawn = set(random.Random(seed).sample(range(len(rows)), validation_rows))
-    parts: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    parts: dict[str, list[Row]] = {"train": [], "validation": []}
     for number, row in enumerate(rows):
         split = "validation" if number in drawn else "train"
         info = row["extra_info"] | {"split": split, "index": len(parts[split])}

@@ -1,10 +1,11 @@
 """`python -m maskgrpo_plugin.data.prepare`: write a data set as verl's train.parquet and validation.parquet."""
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from maskgrpo_plugin.data import competition_math, countdown, gsm8k, programs, s
 from maskgrpo_plugin.data.arithmetic import draw_sums
 from maskgrpo_plugin.data.records import DataError, HubSource, read_file, read_hub
 from maskgrpo_plugin.data.rows import Convert, Row, make_rows, verl_row, write_parquet
+from maskgrpo_plugin.data.templates import DEFAULT_STYLE, STYLES, TaskTemplates
 
 logger = logging.getLogger(__name__)
 
@@ -21,60 +23,64 @@ FILE_OPTION = {"train": "--train", "validation": "--test"}
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of recorded problems.
+    """A data set of problems, recorded or drawn at random.
 
     Args:
         help: one line for the command's help.
-        fields: what a record of a local file holds, for the help.
-        convert: makes a row of a record of a local file.
-        hub: where each split is on the hub; a split that is not there is not written.
-        hub_convert: makes a row of a record of the hub, where that differs.
-        split_train: makes a row of a record of one source that holds both splits, None for one of the other split;
-            used where only `--train`, or the hub's one split, is there.
+        fields: fields of a record of a local file, for the help.
+        convert: function from a record of a local file to a row.
+        hub: place of each split on the hub; a split without one is not written.
+        hub_convert: the same as `convert` for a record of the hub, where that differs.
+        split_train: function from a record of one source that holds both splits to a row, or None for a record of the
+            other split; used where only `--train`, or the hub's one split, is there.
+        templates: prompts in several styles; None for a data set with one prompt. With them `convert` and `hub_convert`
+            take the keyword `template`.
+        draw: source of random records for `convert`, without end, called as draw(held_out=…, seed=…); None for
+            recorded problems alone.
+        key: name of a row's problem, so that none is in both splits; needed with `draw`.
     """
 
     help: str
     fields: str
-    convert: Convert
+    convert: Callable[..., Row | None]
     hub: Mapping[str, HubSource] = field(default_factory=dict)
-    hub_convert: Convert | None = None
+    hub_convert: Callable[..., Row | None] | None = None
     split_train: Convert | None = None
-
-
-@dataclass(frozen=True)
-class DrawnDataSet(DataSet):
-    """A data set that can also be drawn at random, without end.
-
-    Args:
-        draw: called as draw(held_out=…, seed=…); gives records for `convert`.
-        key: names the problem of a row, so that none is in both splits.
-    """
-
-    draw: Callable[..., Iterator[dict[str, Any]]] = lambda **_: iter(())
+    templates: TaskTemplates | None = None
+    draw: Callable[..., Iterator[dict[str, Any]]] | None = None
     key: Callable[[Row], Any] = repr
 
 
 DATA_SETS: dict[str, DataSet] = {
-    "gsm8k": DataSet("grade-school word problems", "question and answer", gsm8k.gsm8k_row, gsm8k.HUB),
+    "gsm8k": DataSet(
+        "grade-school word problems",
+        "question and answer",
+        gsm8k.gsm8k_row,
+        gsm8k.HUB,
+        templates=gsm8k.TEMPLATES,
+    ),
     "math": DataSet(
         "competition problems; validation is MATH-500",
         "problem and answer or solution",
         competition_math.math_row,
         competition_math.HUB,
+        templates=competition_math.TEMPLATES,
     ),
-    "countdown": DrawnDataSet(
+    "countdown": DataSet(
         "reach a target with given numbers",
         "input and output, or nums and target",
         countdown.countdown_row,
         countdown.HUB,
         countdown.hub_row,
+        templates=countdown.TEMPLATES,
         draw=countdown.draw_records,
         key=countdown.problem_key,
     ),
-    "sudoku": DrawnDataSet(
+    "sudoku": DataSet(
         "4x4 Sudoku",
         "Puzzle and Solution",
         sudoku.sudoku_row,
+        templates=sudoku.TEMPLATES,
         draw=sudoku.draw_records,
         key=sudoku.problem_key,
     ),
@@ -101,6 +107,25 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 
+def with_template(data_set: DataSet, options: argparse.Namespace) -> DataSet:
+    """The data set with the prompt that `--style` or `--template` asks for.
+
+    Raises:
+        DataError: a template file that cannot be used.
+    """
+    if data_set.templates is None:
+        return data_set
+    template = (
+        data_set.templates.read(options.template) if options.template else data_set.templates.styled(options.style)
+    )
+    hub_convert = data_set.hub_convert
+    return replace(
+        data_set,
+        convert=functools.partial(data_set.convert, template=template),
+        hub_convert=functools.partial(hub_convert, template=template) if hub_convert else None,
+    )
+
+
 def recorded_rows(data_set: DataSet, options: argparse.Namespace) -> dict[str, list[Row]]:
     """Rows of each split from the files that `options` name or, where they name none, from the hub.
 
@@ -114,9 +139,16 @@ def recorded_rows(data_set: DataSet, options: argparse.Namespace) -> dict[str, l
     }
 
 
-def drawn_rows(data_set: DrawnDataSet, options: argparse.Namespace) -> dict[str, list[Row]]:
+def drawn_rows(
+    data_set: DataSet, draw: Callable[..., Iterator[dict[str, Any]]], options: argparse.Namespace
+) -> dict[str, list[Row]]:
     """Rows of each split from the file that `options` name for it, else from the hub with `options.hub`, else drawn;
     training rows whose problem is in validation too are left out.
+
+    Args:
+        data_set: the data set.
+        draw: its `draw`.
+        options: the command's.
 
     Raises:
         DataError: nothing usable, or, with `options.strict`, a malformed record.
@@ -133,7 +165,7 @@ def drawn_rows(data_set: DrawnDataSet, options: argparse.Namespace) -> dict[str,
             convert = data_set.hub_convert or data_set.convert
             rows[split] = make_rows(read_hub(data_set.hub[split]), split, convert, **limits)
         else:
-            drawn = data_set.draw(held_out=split == "validation", seed=options.seed)
+            drawn = draw(held_out=split == "validation", seed=options.seed)
             rows[split] = _take(drawn, wanted[split], split, data_set, taken)
         if split == "train":
             rows[split] = _without(rows[split], taken, data_set)
@@ -194,9 +226,7 @@ def _sources(data_set: DataSet, options: argparse.Namespace) -> dict[str, tuple[
     return {split: (read_file(path), data_set.convert) for split, path in files.items()}
 
 
-def _take(
-    records: Iterator[dict[str, Any]], count: int, split: str, data_set: DrawnDataSet, taken: set[Any]
-) -> list[Row]:
+def _take(records: Iterator[dict[str, Any]], count: int, split: str, data_set: DataSet, taken: set[Any]) -> list[Row]:
     """The first `count` rows of drawn records whose problem is not `taken`."""
     rows: list[Row] = []
     for record in records:
@@ -208,7 +238,7 @@ def _take(
     return rows
 
 
-def _without(rows: list[Row], taken: set[Any], data_set: DrawnDataSet) -> list[Row]:
+def _without(rows: list[Row], taken: set[Any], data_set: DataSet) -> list[Row]:
     """`rows` without those whose problem is `taken`.
 
     Raises:
@@ -220,6 +250,11 @@ def _without(rows: list[Row], taken: set[Any], data_set: DrawnDataSet) -> list[R
     if not kept:
         raise DataError("every training problem is in validation too")
     return kept
+
+
+def _build(data_set: DataSet, options: argparse.Namespace) -> dict[str, list[Row]]:
+    data_set = with_template(data_set, options)
+    return drawn_rows(data_set, data_set.draw, options) if data_set.draw else recorded_rows(data_set, options)
 
 
 def _build_arithmetic(options: argparse.Namespace) -> dict[str, list[Row]]:
@@ -256,22 +291,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_recorded(command: argparse.ArgumentParser, data_set: DataSet) -> None:
-    is_drawn = isinstance(data_set, DrawnDataSet)
-    otherwise = "drawn at random" if is_drawn else f"the hub: {', '.join(s.name for s in data_set.hub.values())}"
+    names = ", ".join(source.name for source in data_set.hub.values())
+    otherwise = "drawn at random" if data_set.draw else f"the hub: {names}"
     help = f"JSON Lines, .jsonl.gz or CSV with {data_set.fields}; without files: {otherwise}"
     command.add_argument("--train", type=Path, help=help)
     command.add_argument("--test", type=Path, help="the same for validation.parquet")
     command.add_argument("--max-rows", type=_positive, help="the first so many rows of each file")
     command.add_argument("--strict", action="store_true", help="refuse malformed rows instead of skipping them")
-    if isinstance(data_set, DrawnDataSet):
+    if data_set.templates:
+        prompt = command.add_mutually_exclusive_group()
+        prompt.add_argument(
+            "--style",
+            choices=STYLES,
+            default=DEFAULT_STYLE,
+            help=f"prompts of the project ({DEFAULT_STYLE}, the default) or in the form of the published ones",
+        )
+        placeholders = " and ".join(f"{{{name}}}" for name in data_set.templates.names)
+        prompt.add_argument("--template", type=Path, help=f"file with a prompt of your own, with {placeholders}")
+    if data_set.draw:
         _add_drawn(command, train_rows=10_000)
         command.set_defaults(hub=False)
         if data_set.hub:
-            names = ", ".join(source.name for source in data_set.hub.values())
             command.add_argument("--hub", action="store_true", help=f"train on {names} where --train names no file")
-        command.set_defaults(build=lambda options: drawn_rows(data_set, options))
-    else:
-        command.set_defaults(build=lambda options: recorded_rows(data_set, options))
+    command.set_defaults(build=functools.partial(_build, data_set))
 
 
 def _add_drawn(command: argparse.ArgumentParser, *, train_rows: int) -> None:

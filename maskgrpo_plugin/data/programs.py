@@ -2,11 +2,11 @@
 
 import ast
 import json
-import zlib
 from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, HubSource, text_field, text_list_field
 from maskgrpo_plugin.data.rows import Row, verl_row
+from maskgrpo_plugin.data.splits import is_held_out
 
 ACECODE_HUB = HubSource("TIGER-Lab/AceCode-87K", "train")
 MBPP_HUB = {
@@ -26,21 +26,21 @@ INSTRUCTION = (
 def acecode_row(record: Any, split: str, index: int) -> Row | None:
     """One row from one AceCode record with `question` and `test_cases`; None where it belongs to the other split."""
     question, tests = text_field(record, "question"), text_list_field(record, "test_cases")
-    if is_held_out(question) != (split == "validation"):
+    if is_held_out(question, ACECODE_VALIDATION_SHARE) != (split == "validation"):
         return None
     return _row("acecode", question, _checked(tests), split, index)
 
 
 def acecode_file_row(record: Any, split: str, index: int) -> Row:
-    """One row from one AceCode record of a file that holds one split alone."""
+    """One row from one AceCode record of a file that holds only one split."""
     return _row(
         "acecode", text_field(record, "question"), _checked(text_list_field(record, "test_cases")), split, index
     )
 
 
 def mbpp_row(record: Any, split: str, index: int) -> Row | None:
-    """One row from one MBPP record with `text` (or `prompt`), `test_list` and `task_id`, by which the published splits
-    are told apart: None where it belongs to another.
+    """One row from one MBPP record with `text` (or `prompt`), `test_list` and `task_id`; None where the `task_id` is of
+    another of the published splits.
     """
     text, tests = text_field(record, "text", "prompt"), _checked(text_list_field(record, "test_list"))
     task_id = record.get("task_id")
@@ -66,11 +66,6 @@ def humaneval_row(record: Any, split: str, index: int) -> Row:
     return _row("humaneval", content, tests, split, index, preamble=_before_function(prompt, entry_point))
 
 
-def is_held_out(question: str) -> bool:
-    """Whether an AceCode problem belongs to the validation part."""
-    return zlib.crc32(question.encode()) % ACECODE_VALIDATION_SHARE == 0
-
-
 def _row(source: str, content: str, tests: list[str], split: str, index: int, preamble: str = "") -> Row:
     return verl_row(
         data_source=source,
@@ -85,7 +80,11 @@ def _row(source: str, content: str, tests: list[str], split: str, index: int, pr
 
 
 def _checked(tests: list[str]) -> list[str]:
-    """`tests`, if each is Python. Raises DataError where one is not."""
+    """`tests`, each of them checked.
+
+    Raises:
+        DataError: a test is not Python.
+    """
     for test in tests:
         try:
             ast.parse(test)

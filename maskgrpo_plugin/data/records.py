@@ -15,7 +15,7 @@ class DataError(Exception):
 
 
 class HubSource(NamedTuple):
-    """One split of a data set on the hub; `config` is the data set's own name for a part, or None."""
+    """One split of a data set on the hub; `config` names a part of the data set, or is None where it has no parts."""
 
     name: str
     split: str
@@ -25,8 +25,8 @@ class HubSource(NamedTuple):
 def read_file(path: str | Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file:line", record) of a file of JSON Lines or, where its name ends in .csv, of CSV; .gz is unpacked.
 
-    Blank lines are passed over; lines that cannot be read give a DataError in the record's place, so that the caller
-    decides.
+    Blank lines are skipped. A line that cannot be read gives a DataError in place of the record, and the caller decides
+    what becomes of it.
 
     Raises:
         DataError: the file cannot be opened or unpacked.
@@ -58,7 +58,7 @@ def read_hub(source: HubSource) -> Iterator[tuple[str, Any]]:
 
 
 def text_field(record: Any, *names: str) -> str:
-    """The first of the fields `names` that holds text; white space around it is dropped.
+    """The text under the first of `names` that holds one, without the white space around it.
 
     Raises:
         DataError: the record is no object, or none of the fields holds text.
@@ -75,7 +75,7 @@ def text_list_field(record: Any, name: str, *, may_be_empty: bool = False) -> li
     """The field `name` as a list of strings.
 
     Raises:
-        DataError: it is something else, or empty where it may not be.
+        DataError: the field is no list of strings, or is empty and may not be.
     """
     value = as_object(record).get(name)
     if value is None and may_be_empty:
@@ -91,7 +91,7 @@ def as_object(record: Any) -> dict[str, Any]:
     """`record`, if it is an object.
 
     Raises:
-        DataError: it is not; where the record is itself a DataError, that one.
+        DataError: the record is no object; a DataError in place of the record is raised as it is.
     """
     if isinstance(record, DataError):
         raise record

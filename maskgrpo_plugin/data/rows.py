@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.data.records import DataError
+from maskgrpo_plugin.files import written_whole
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Convert = Callable[[Any, str, int], Row | None]
-
-REASONING_FORMAT = """Answer in this form:
-<reasoning>
-your reasoning, step by step
-</reasoning>
-<answer>
-{answer}
-</answer>"""
 
 
 def verl_row(
@@ -52,6 +45,7 @@ def make_rows(
     *,
     max_rows: int | None = None,
     strict: bool = False,
+    noun: str = "row",
 ) -> list[Row]:
     """Rows in verl's format; malformed records are logged by place and left out.
 
@@ -60,8 +54,9 @@ def make_rows(
         split: `train` or `validation`; it goes into `extra_info`.
         convert: called as convert(record, split, index of the row); gives a row, None for a record that belongs to
             another split, or raises DataError for a malformed one.
-        max_rows: stop after so many rows.
-        strict: refuse a malformed record.
+        max_rows: largest number of rows; None: all.
+        strict: whether a malformed record is refused.
+        noun: name of what is missing where nothing is usable.
 
     Raises:
         DataError: nothing usable, or, with `strict`, a malformed record.
@@ -84,7 +79,7 @@ def make_rows(
         else:
             rows.append(row)
     if not rows:
-        raise DataError(f"no usable row for {split} ({skipped} malformed, {elsewhere} of another split)")
+        raise DataError(f"no usable {noun} for {split} ({skipped} malformed, {elsewhere} of another split)")
     if skipped:
         logger.warning("%s: %d malformed rows skipped", split, skipped)
     return rows
@@ -96,6 +91,5 @@ def write_parquet(rows: list[Row], path: Path) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".parquet.tmp")
-    pq.write_table(pa.Table.from_pylist(rows), unfinished)
-    unfinished.replace(path)
+    with written_whole(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)

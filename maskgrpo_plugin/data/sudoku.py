@@ -3,19 +3,28 @@
 import functools
 import itertools
 import random
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from maskgrpo_plugin.data.records import DataError, as_object, text_field
-from maskgrpo_plugin.data.rows import REASONING_FORMAT, Row, verl_row
+from maskgrpo_plugin.data.rows import Row, verl_row
+from maskgrpo_plugin.data.splits import is_held_out
+from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
 from maskgrpo_plugin.rewards.text.scorers.sudoku import CELLS, check_puzzle, parse_grid
 
 EMPTY_CELLS = 8
 VALIDATION_SHARE = 5  # one in so many puzzles is held out
-INSTRUCTION = (
-    "Solve this 4x4 Sudoku. Its 16 cells are given row by row, 0 is an empty cell: {puzzle}\n"
+TEMPLATES = TaskTemplates(
+    names=("puzzle",),
+    project="Solve this 4x4 Sudoku. Its 16 cells are given row by row, 0 is an empty cell: {puzzle}\n"
     "Fill the empty cells so that every row, every column and each of the four 2x2 boxes holds 1, 2, 3 and 4 once.\n\n"
+    "Answer in this form:\n" + answer_form("your reasoning, step by step", "the 16 digits of the solved grid"),
+    published="Solve the 4x4 Sudoku below. It is a string of 16 characters, the cells from left to right and from top "
+    "to bottom, with 0 for an empty cell. The digits 1 to 4 have to occur once in every row, once in every column and "
+    "once in each of the four 2x2 boxes. The solution is the whole string of 16 digits, without a 0 and without "
+    "spaces.\nWrite your reply in this form:\n"
+    + answer_form("the steps of your solution", "\\boxed{the 16 digits}")
+    + "\n\nPuzzle: {puzzle}",
 )
 UNITS = (
     *(tuple(range(4 * row, 4 * row + 4)) for row in range(4)),
@@ -24,11 +33,11 @@ UNITS = (
 )
 
 
-def sudoku_row(record: Any, split: str, index: int) -> Row:
-    """One row in verl's format from one record with `Puzzle` and `Solution`, 16 digits each; small letters do too.
+def sudoku_row(record: Any, split: str, index: int, template: Template = TEMPLATES.default) -> Row:
+    """One row in verl's format from one record with `Puzzle` and `Solution` (in any case), 16 digits each.
 
     Raises:
-        DataError: a field is missing or no grid, or the solution is none of the puzzle.
+        DataError: a field is missing or is not a grid, or the solution does not solve the puzzle.
     """
     record = {str(key).lower(): value for key, value in as_object(record).items()}
     try:
@@ -43,11 +52,12 @@ def sudoku_row(record: Any, split: str, index: int) -> Row:
         data_source="sudoku",
         task="sudoku",
         ability="logic",
-        content=INSTRUCTION.format(puzzle=puzzle) + REASONING_FORMAT.format(answer="the 16 digits of the solved grid"),
+        content=template.fill(puzzle=puzzle),
         ground_truth=solution,
         split=split,
         index=index,
         puzzle=puzzle,
+        **template.extra_info(),
     )
 
 
@@ -70,14 +80,9 @@ def draw_records(*, held_out: bool, seed: int) -> Iterator[dict[str, Any]]:
         solution = rng.choice(solved_grids())
         empty = set(rng.sample(range(CELLS), EMPTY_CELLS))
         puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
-        if puzzle not in seen and is_held_out(puzzle) == held_out and len(solutions(puzzle)) == 1:
+        if puzzle not in seen and is_held_out(puzzle, VALIDATION_SHARE) == held_out and len(solutions(puzzle)) == 1:
             seen.add(puzzle)
             yield {"puzzle": puzzle, "solution": solution}
-
-
-def is_held_out(puzzle: str) -> bool:
-    """Whether a puzzle belongs to the validation part; no seed plays a role."""
-    return zlib.crc32(puzzle.encode()) % VALIDATION_SHARE == 0
 
 
 def solutions(puzzle: str) -> list[str]:

@@ -37,6 +37,11 @@ def combine_seed(*parts: int) -> int:
     return state >> 1
 
 
+def unit_float(seed: int) -> float:
+    """A number in [0, 1) from a seed of `combine_seed`, 53 bits of it."""
+    return (seed >> 10) * 2.0**-53
+
+
 def uniform_noise(seed: int, keys: Tensor, length: int) -> Tensor:
     """Draw uniforms in [0, 1) that depend on (seed, key, column) alone; equal bit for bit on CPU and CUDA.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +39,18 @@ def resolve_checkpoint(model: str, merged_dir: Path, base_model: str | None = No
         a local folder, or the name on the hub.
 
     Raises:
-        ConfigError: `model` is none of these, or has no base.
+        OptionError: `model` is none of these, or has no base.
     """
     folder = Path(os.path.expanduser(model))
     if not folder.is_dir():
         if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not folder.parent.is_dir():
             return model
-        raise ConfigError("--model", model, "the folder does not exist")
+        raise OptionError("--model", model, "the folder does not exist")
     if (folder / "config.json").is_file():
         return str(folder)
     actor = _actor_folder(folder)
     if actor is None and not (folder / "adapter_config.json").is_file():
-        raise ConfigError(
+        raise OptionError(
             "--model",
             model,
             "it holds neither config.json, nor adapter_config.json, nor verl's model_world_size_…_rank_….pt",
@@ -77,14 +77,14 @@ def merge_shards(folder: Path) -> dict[str, Tensor]:
         folder: with `model_world_size_<W>_rank_<r>.pt` for each rank r; they are read with `weights_only`.
 
     Raises:
-        ConfigError: ranks are missing, or left from runs on other numbers of ranks.
+        OptionError: ranks are missing, or left from runs on other numbers of ranks.
     """
     found = [(m, file) for file in folder.iterdir() if (m := _SHARD.fullmatch(file.name))]
     ranks = {(int(m[1]), int(m[2])): file for m, file in found}
     world = min((world for world, _ in ranks), default=0)
     if sorted(ranks) != [(world, rank) for rank in range(world)] or not ranks:
         names = ", ".join(sorted(file.name for _, file in found))
-        raise ConfigError("--model", str(folder), f"it must hold one file for each rank of one run; it has {names}")
+        raise OptionError("--model", str(folder), f"it must hold one file for each rank of one run; it has {names}")
     shards = [torch.load(ranks[key], map_location="cpu", weights_only=True) for key in sorted(ranks)]
     return {name: _whole([shard.pop(name) for shard in shards]) for name in list(shards[0])}
 
@@ -173,7 +173,7 @@ def _base(folder: Path, base_model: str | None) -> str:
     named = json.loads(settings.read_text()).get("base_model_name_or_path") if settings.is_file() else None
     base = base_model or named
     if not base:
-        raise ConfigError("--base-model", base_model, f"name the model that the adapter in {folder} goes onto")
+        raise OptionError("--base-model", base_model, f"name the model that the adapter in {folder} goes onto")
     return os.path.expanduser(base)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.problems import Problem
+from maskgrpo_plugin.files import written_whole
 
 LAYOUTS = ("prompts", "geneval", "dpg_bench")
 DPG_SAMPLES = 4
@@ -29,17 +30,17 @@ def check_layout(layout: str, problems: Iterable[Problem], samples: int) -> None
     """Check that the data holds what a layout needs.
 
     Raises:
-        ConfigError: a key is missing in the prompts' metadata, or the number of samples does not fit.
+        OptionError: a key is missing in the prompts' metadata, or the number of samples does not fit.
     """
     needed = {"geneval": ("tag", "include"), "dpg_bench": ("item_id",)}.get(layout, ())
     for problem in problems:
         missing = [key for key in needed if key not in metadata_of(problem)]
         if missing:
-            raise ConfigError(
+            raise OptionError(
                 "--layout", layout, f"the prompt {problem.id} has no {', '.join(missing)} in its metadata"
             )
     if layout == "dpg_bench" and samples != DPG_SAMPLES:
-        raise ConfigError("--samples", samples, f"the layout dpg_bench puts {DPG_SAMPLES} images in a square")
+        raise OptionError("--samples", samples, f"the layout dpg_bench puts {DPG_SAMPLES} images in a square")
 
 
 def image_path(problem: Problem, sample: int) -> Path:
@@ -57,10 +58,10 @@ def write_image(folder: Path, problem: Problem, sample: int, image: np.ndarray) 
 
     place = image_path(problem, sample)
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / _folder(problem) / "metadata.jsonl", json.dumps(metadata_of(problem)) + "\n")
-    unfinished = (folder / place).with_suffix(".tmp")
-    Image.fromarray(image).save(unfinished, format="PNG")
-    unfinished.replace(folder / place)
+    with written_whole(folder / _folder(problem) / "metadata.jsonl") as file:
+        file.write_text(json.dumps(metadata_of(problem)) + "\n", encoding="utf-8")
+    with written_whole(folder / place) as file:
+        Image.fromarray(image).save(file, format="PNG")
     return str(place)
 
 
@@ -86,9 +87,3 @@ def write_dpg_squares(folder: Path, problems: Iterable[Problem]) -> Path:
 
 def _folder(problem: Problem) -> Path:
     return Path("images") / problem.data_source.replace("/", "_") / f"{problem.row:05d}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

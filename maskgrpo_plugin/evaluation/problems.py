@@ -1,7 +1,6 @@
-"""What is asked of the model: rows of verl's parquet files, prompt files for images, and the requests made of them."""
+"""What is asked of the model: rows of verl's parquet files, files of image prompts, and the requests made of them."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.data.image_prompts import prompt_rows
-from maskgrpo_plugin.errors import ConfigError
-from maskgrpo_plugin.models.families import Family, Prompt
-from maskgrpo_plugin.workers.agent_loop import build_prompt, image_request, render_chat, visible
+from maskgrpo_plugin.data.templates import ANSWER_PREFIXES
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,10 @@ class Problem:
         """The last message."""
         return str(self.messages[-1]["content"])
 
-
-@dataclass(frozen=True)
-class Query:
-    """A problem as a request to a rollout server.
-
-    Attributes:
-        prompt_ids: tokens of the prompt, unpadded.
-        request: further arguments of the server's `generate`; for an image its canvas and unconditional prompt.
-        new_tokens: tokens to be generated; for a text the response's length.
-    """
-
-    prompt_ids: list[int]
-    request: Mapping[str, Any]
-    new_tokens: int
+    @property
+    def answer_prefix(self) -> str:
+        """What published evaluation writes before the model goes on, by the row's style of prompt; else empty."""
+        return ANSWER_PREFIXES.get(str(self.extra_info.get("style")), "")
 
 
 def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | None = None) -> list[Problem]:
@@ -75,11 +64,11 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
     Args:
         data: parquet files.
         prompts: `.jsonl`, `.tar` or text, see `data.image_prompts.read_prompts`.
-        limit: the first so many of each data source; None: all.
+        limit: number of rows that are taken of each data source, the first ones; None: all.
 
     Raises:
-        ConfigError: a file that is not there or not of that kind, none at all, or texts and images together.
-        DataError: a file of prompts without any.
+        OptionError: a file that does not exist or is of another kind, no file at all, or texts and images together.
+        DataError: a file of prompts that holds none.
     """
     import pyarrow.parquet as pq
 
@@ -87,22 +76,22 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
     for option, files in (("--data", data), ("--prompts", prompts)):
         for file in files:
             if not file.is_file():
-                raise ConfigError(option, str(file), "the file does not exist; see `maskgrpo_plugin.data.prepare`")
+                raise OptionError(option, str(file), "the file does not exist; see `maskgrpo_plugin.data.prepare`")
     for file in data:
         try:
             found = pq.read_table(file).to_pylist()
         except (OSError, ValueError) as error:
-            raise ConfigError("--data", str(file), f"a parquet file is needed: {error}") from error
+            raise OptionError("--data", str(file), f"a parquet file is needed: {error}") from error
         missing = {"data_source", "prompt", "reward_model"} - set(found[0] if found else ())
         if missing:
-            raise ConfigError("--data", str(file), f"it lacks {', '.join(sorted(missing))}, or has no rows")
+            raise OptionError("--data", str(file), f"it lacks {', '.join(sorted(missing))}, or has no rows")
         rows += found
     for file in prompts:
         rows += prompt_rows(file, file.stem, "validation")
     problems = _number(rows, limit)
     kinds = {problem.is_image for problem in problems}
     if len(kinds) != 1:
-        raise ConfigError("--data", [str(file) for file in data], "name texts or images, one of them in a run")
+        raise OptionError("--data", [str(file) for file in data], "name texts or images, one of them in a run")
     return problems
 
 
@@ -111,37 +100,25 @@ def digests(files: Iterable[Path]) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
 
 
-def make_query(
-    problem: Problem, tokenizer: Any, family: Family | None, length: int, grid: tuple[int, int] | None
-) -> Query:
-    """The request of a problem.
+def make_request(
+    problem: Problem, builder: RequestBuilder, length: int, answer_prefix: str | None = None
+) -> RowRequest:
+    """The request of a problem, as a run would make it of the row.
 
     Args:
         problem: the problem.
-        tokenizer: the checkpoint's.
-        family: the checkpoint's; None where it is autoregressive.
+        builder: of the checkpoint.
         length: tokens of a text response; not used for an image.
-        grid: rows and columns of an image's tokens; None: the checkpoint's square.
+        answer_prefix: the beginning of a text response, given to the model; None: the problem's own.
 
     Raises:
-        ConfigError: the problem does not fit the checkpoint.
+        OptionError: the problem does not fit the checkpoint.
     """
-    if (problem.extra_info.get("modality") or "text") == "text":
-        return Query(render_chat(tokenizer, problem.messages), {}, length)
-    if family is None:
-        raise ConfigError("--model", os.fspath(problem.id), "an autoregressive checkpoint takes texts alone")
+    prefix = problem.answer_prefix if answer_prefix is None else answer_prefix
     try:
-        prompt = build_prompt(family, problem.messages, problem.extra_info, length, grid)
-    except ValueError as error:
-        raise ConfigError("--data", problem.id, str(error)) from error
-    return (
-        _image_query(prompt) if problem.is_image else Query(visible(prompt.prompt_ids, prompt.prompt_mask), {}, length)
-    )
-
-
-def _image_query(prompt: Prompt) -> Query:
-    ids = visible(prompt.prompt_ids, prompt.prompt_mask)
-    return Query(ids, image_request(prompt), sum(prompt.response_mask))
+        return builder.build(problem.messages, problem.extra_info, length, answer_prefix=prefix)
+    except (ValueError, KeyError) as error:
+        raise OptionError("--data", problem.id, str(error)) from error
 
 
 def _number(rows: Sequence[Mapping[str, Any]], limit: int | None) -> list[Problem]:

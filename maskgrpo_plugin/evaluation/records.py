@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Records:
         overwrite: begin anew whatever lies in the folder.
 
     Raises:
-        ConfigError: the folder's generations were made with other settings; the first that differs is named. Lengths
+        OptionError: the folder's generations were made with other settings; the first that differs is named. Lengths
             that one side lacks are no difference.
         ValueError: a line of the generations, other than the last, cannot be read.
     """
@@ -61,15 +62,14 @@ class Records:
             difference = _first_difference(_comparable(earlier, settings), _comparable(settings, earlier))
             if difference:
                 name, before, now = difference
-                raise ConfigError(
+                raise OptionError(
                     f"--output-dir {self.folder}: {name}",
                     now,
                     f"its generations were made with {before!r}; give that, another folder, or --overwrite",
                 )
             settings[LENGTHS] = earlier[LENGTHS] | settings[LENGTHS]
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(settings, indent=2))
-        unfinished.replace(path)
+        with written_whole(path) as file:
+            file.write_text(json.dumps(settings, indent=2))
 
     def _read(self) -> list[dict[str, Any]]:
         """The rows of the file; a torn last line is cut off."""

@@ -8,15 +8,15 @@ from typing import Any
 from tqdm import tqdm
 
 from maskgrpo_plugin.config import DiffusionRolloutConfig
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.image_files import write_image
-from maskgrpo_plugin.evaluation.problems import Problem, Query
+from maskgrpo_plugin.evaluation.problems import Problem
 from maskgrpo_plugin.evaluation.records import Key, Records
 from maskgrpo_plugin.evaluation.scoring import Scorer
 from maskgrpo_plugin.evaluation.servers import ServerPool
 from maskgrpo_plugin.models.special_tokens import answer_length
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
-from maskgrpo_plugin.workers.agent_loop import request_seed
+from maskgrpo_plugin.workers.rollout.requests import RowRequest, request_seed
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Length:
     """What is to be generated at one length.
 
     Attributes:
-        tokens: L of the responses; of an image, its tokens.
+        tokens: tokens per response; of an image, its tokens.
         config: the rollout section of the servers.
-        queries: by problem id.
+        requests: by problem id.
     """
 
     tokens: int
     config: DiffusionRolloutConfig
-    queries: Mapping[str, Query]
+    requests: Mapping[str, RowRequest]
 
 
 class Runner:
@@ -44,9 +44,9 @@ class Runner:
         tokenizer: the checkpoint's, to decode responses.
         stop_token_ids: ids that end a text.
         temperature: of the sampler.
-        seed: of the run; each generation's noise depends on it, the row, the sample and the prompt.
-        in_flight: generations asked for and not yet written down, at most.
-        with_token_ids: also write the responses' tokens.
+        seed: of the run; the noise of a generation depends on it, the row, the sample and the prompt.
+        in_flight: largest number of generations that are asked for and not yet written down.
+        with_token_ids: whether the responses' tokens are written too.
     """
 
     def __init__(
@@ -102,14 +102,15 @@ class Runner:
                 task.cancel()
 
     async def _generation(self, length: Length, problem: Problem, sample: int) -> dict[str, Any]:
-        query = length.queries[problem.id]
-        seed = request_seed(self.seed, 0, problem.row, sample, query.prompt_ids)
+        request = length.requests[problem.id]
+        seed = request_seed(self.seed, 0, problem.row, sample, request.prompt_ids)
         output = await self.pool.generate(
             request_id=f"{problem.id}-{sample}",
-            prompt_ids=query.prompt_ids,
+            prompt_ids=request.prompt_ids,
             sampling_params={"temperature": self.temperature, "seed": seed},
-            **query.request,
+            **request.arguments,
         )
+        response_ids = [*request.prefix_ids, *output.token_ids]
         image = output.extra_fields.get(IMAGE_FIELD)
         row: dict[str, Any] = {
             "id": problem.id,
@@ -121,36 +122,36 @@ class Runner:
             "model_calls": output.extra_fields["model_calls"],
         }
         if problem.is_image:
-            row["effective_tokens"] = query.new_tokens
+            row["effective_tokens"] = request.new_tokens
             row["image"] = write_image(self.records.folder, problem, sample, image)
         else:
             row["effective_tokens"] = answer_length(output.token_ids, self.stop_token_ids)
-            answer = output.token_ids[: row["effective_tokens"]]
+            answer = response_ids[: len(request.prefix_ids) + row["effective_tokens"]]
             row["text"] = self.tokenizer.decode(answer, skip_special_tokens=True)
         if self.with_token_ids:
             row["token_ids"] = output.token_ids
         unscored: dict[str, Any] = {"score": None, "acc": None, "reward": {}, "failure": None}
-        return row | (await self.scorer.score(problem, output.token_ids, image) if self.scorer else unscored)
+        return row | (await self.scorer.score(problem, response_ids, image) if self.scorer else unscored)
 
 
 def check_positions(lengths: Sequence[Length], positions: int | None) -> None:
     """Check that prompts and responses fit the model.
 
     Args:
-        lengths: with their queries.
+        lengths: with their requests.
         positions: the longest sequence that the model takes; None: not known.
 
     Raises:
-        ConfigError: one does not fit.
+        OptionError: one does not fit.
     """
     for length in lengths:
-        for name, query in length.queries.items():
-            total = len(query.prompt_ids) + length.tokens
+        for name, request in length.requests.items():
+            total = len(request.prompt_ids) + length.tokens
             if positions is not None and total > positions:
-                raise ConfigError(
+                raise OptionError(
                     "--lengths",
                     length.tokens,
-                    f"with the {len(query.prompt_ids)} tokens of the prompt {name} it passes the model's {positions}",
+                    f"with the {len(request.prompt_ids)} tokens of the prompt {name} it passes the model's {positions}",
                 )
 
 

@@ -9,16 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.trainer.ppo.reward import load_reward_manager
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.problems import Problem
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, check_scorer
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
-from maskgrpo_plugin.rewards.text.manager import (
-    REWARD_MANAGER_NAME,
-    component_weights,
-    sandbox_settings,
-    scorer_timeout,
-)
+from maskgrpo_plugin.rewards.text.config import TEXT_REWARD_MANAGER, TextRewardConfig
 
 FAILURES = {"reward_timed_out": "timed_out", "reward_sandbox_lost": "sandbox_lost"}
 _NOT_COMPONENTS = ("score", "acc", "reward_failed", *FAILURES)
@@ -32,14 +27,14 @@ def reward_config(overrides: list[str], *, images: bool) -> DictConfig:
         images: whether images are scored, by `reward.image.scorers`.
 
     Raises:
-        ConfigError: another section, or a value that cannot work.
+        OptionError: another section, or a value that cannot work.
     """
     for override in overrides:
         if not override.startswith("reward.") or "=" not in override:
-            raise ConfigError("--set", override, "allowed: reward.<key>=<value>")
+            raise OptionError("--set", override, "allowed: reward.<key>=<value>")
     base = {
         "reward": {
-            "reward_manager": {"source": "register", "name": IMAGE_REWARD_MANAGER if images else REWARD_MANAGER_NAME},
+            "reward_manager": {"source": "register", "name": IMAGE_REWARD_MANAGER if images else TEXT_REWARD_MANAGER},
             "custom_reward_function": {"path": None, "name": "compute_score"},
         }
     }
@@ -49,11 +44,7 @@ def reward_config(overrides: list[str], *, images: bool) -> DictConfig:
         for scorer in ImageRewardConfig.from_config(config.reward.get("image")).scorers:
             check_scorer(scorer)
         return config
-    for name, read in (("weights", component_weights), ("sandbox", sandbox_settings), ("timeout_s", scorer_timeout)):
-        try:
-            read(config)
-        except ValueError as error:
-            raise ConfigError(f"reward.{name}", config.reward.get(name), str(error)) from error
+    TextRewardConfig.from_config(config)
     return config
 
 
@@ -73,7 +64,7 @@ class Scorer:
 
         Args:
             problem: what was asked.
-            token_ids: the response.
+            token_ids: the response, an answer's prefix included.
             image: (H, W, 3) uint8 where one was made.
 
         Returns:

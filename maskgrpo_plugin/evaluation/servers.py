@@ -9,18 +9,17 @@ from verl.workers.config import HFModelConfig
 from verl.workers.rollout.replica import TokenOutput
 
 from maskgrpo_plugin.config import DiffusionRolloutConfig, ImageSettings, SamplerSettings
-from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.models.families import FAMILIES
+from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.workers.platform import worker_environment
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, TransformersServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer
+from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
 
 _OPEN_REQUESTS = 10_000
 
 
 def is_diffusion(path: str) -> bool:
     """Whether the checkpoint at `path` is a masked diffusion model; others are taken as autoregressive."""
-    kind = AutoConfig.from_pretrained(path).model_type
-    return any(kind in family.model_types for family in FAMILIES.values())
+    return AutoConfig.from_pretrained(path).model_type in MODELS
 
 
 def load_model_config(path: str) -> HFModelConfig:
@@ -36,25 +35,17 @@ def rollout_config(
     batch_size: int,
     dtype: str | None = None,
     image: ImageSettings | None = None,
-    check_sampler: bool = True,
 ) -> DiffusionRolloutConfig:
     """The rollout section of servers that load their weights themselves.
 
     Args:
-        sampler: of a diffusion model.
+        sampler: of a diffusion model; an autoregressive one does not read it.
         response_length: tokens of a text response.
         temperature: 0 for greedy.
-        batch_size: most requests a batch.
+        batch_size: largest number of requests per batch.
         dtype: torch's name of one; None: float32 on the CPU, else bfloat16.
         image: of models that draw.
-        check_sampler: False for an autoregressive checkpoint, which has none.
-
-    Raises:
-        SamplerOptionError: an option that the sampler refuses.
     """
-    if check_sampler:
-        options = sampler.options(response_length=response_length, temperature=temperature, stop_token_ids=())
-        build_sampler(sampler.name, **options)
     return DiffusionRolloutConfig(
         name="masked_diffusion",
         load_format="auto",

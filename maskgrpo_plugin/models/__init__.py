@@ -1,18 +1,23 @@
 """Native transformers models that load published checkpoints of masked diffusion models."""
 
+from functools import partial
+from importlib import import_module
+from operator import contains
+from pkgutil import iter_modules
+
+from transformers import CONFIG_MAPPING
+
 
 def register() -> None:
-    """Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the plugin's models; idempotent."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+    """Import every model of this folder, which makes transformers know it (`registry.register_model`); idempotent."""
+    for module in iter_modules(__path__):
+        if module.ispkg:
+            import_module(f"{__name__}.{module.name}")
 
-    from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
-    from maskgrpo_plugin.models.mmada import MMadaConfig, MMadaModelLM
 
-    models: tuple[tuple[type[PretrainedConfig], type[PreTrainedModel]], ...] = (
-        (LLaDAConfig, LLaDAModelLM),
-        (MMadaConfig, MMadaModelLM),
-    )
-    for config, model in models:
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
+register()
+
+from maskgrpo_plugin.models.registry import MODELS  # noqa: E402  (filled by the models)
+from maskgrpo_plugin.registry import Registered  # noqa: E402
+
+REGISTERS = tuple(Registered(f"model {name}", partial(contains, CONFIG_MAPPING, name)) for name in MODELS)

@@ -5,12 +5,17 @@ sample or know its group. It marks the sample instead (`reward_failed` = 1 in `r
 policy is applied here, before the advantages, where the whole batch is at hand.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FAILURE_POLICIES = ("raise", "drop_sample", "mean_of_group")
+
+
+class SandboxLost(RuntimeError):
+    """A sandbox failed while it ran a program, so that the program was not judged."""
 
 
 class RewardFailure(RuntimeError):
@@ -60,3 +65,15 @@ def resolve_failed_rewards(
         resolved = torch.where(bad, mean[group], resolved)
         keep = good[group] > 0
     return resolved, keep
+
+
+def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean over the samples of each number in their `reward_extra_info`, as `reward/<name>`; samples without it, or
+    whose `<name>_failed` is set, do not count.
+    """
+    values: dict[str, list[float]] = {}
+    for info in infos:
+        for name, value in info.items():
+            if isinstance(value, int | float) and not info.get(f"{name}_failed"):
+                values.setdefault(name, []).append(float(value))
+    return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}

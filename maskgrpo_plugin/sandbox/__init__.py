@@ -1,27 +1,7 @@
-"""Code rewards run code away from us: three providers behind one interface, and verdicts that programs cannot forge."""
+"""Programs under test run elsewhere: three providers behind one interface, verdicts that programs cannot forge."""
 
 from maskgrpo_plugin.sandbox.config import SandboxConfig
 from maskgrpo_plugin.sandbox.results import Status, TestReport, TestResult
-from maskgrpo_plugin.sandbox.runner import (
-    active_isolation,
-    outcomes,
-    run_batch,
-    run_batch_async,
-    run_tests,
-    run_tests_async,
-    score_program,
-)
+from maskgrpo_plugin.sandbox.runner import run_batch, run_tests, score_program
 
-__all__ = [
-    "SandboxConfig",
-    "Status",
-    "TestReport",
-    "TestResult",
-    "active_isolation",
-    "outcomes",
-    "run_batch",
-    "run_batch_async",
-    "run_tests",
-    "run_tests_async",
-    "score_program",
-]
+__all__ = ["SandboxConfig", "Status", "TestReport", "TestResult", "run_batch", "run_tests", "score_program"]

@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from maskgrpo_plugin.errors import OptionError, check_choice, check_keys, check_number
+
 PROVIDERS = ("local", "e2b", "sandbox_fusion")
 ISOLATIONS = ("auto", "bubblewrap", "nsjail", "namespaces")
-KEY = "reward.sandbox"
 SERVICE_CONCURRENCY = 32
 
 
 @dataclass(frozen=True)
 class SandboxConfig:
-    """Section `reward.sandbox` of the configuration.
+    """Settings of the sandbox, such as the section `reward.sandbox` of a run's config.
 
-    Args:
+    Attributes:
         provider: `local` (processes on this machine), `e2b` (E2B's service, or its router where `url` is set) or
             `sandbox_fusion` (needs `url`).
         isolation: local only. `auto` takes the first that works of bubblewrap, nsjail and namespaces of our own.
@@ -39,7 +40,7 @@ class SandboxConfig:
             standard library.
 
     Raises:
-        ValueError: a value is out of its range; the message names its key.
+        OptionError: a value is out of its range.
     """
 
     provider: str = "local"
@@ -63,41 +64,34 @@ class SandboxConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "python_path", tuple(self.python_path))
-        for name, choices in (("provider", PROVIDERS), ("isolation", ISOLATIONS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{KEY}.{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        check_choice("provider", self.provider, PROVIDERS)
+        check_choice("isolation", self.isolation, ISOLATIONS)
         least = {"memory_mb": 64, "processes": 2, "file_mb": 1, "output_kb": 1, "concurrency": 0, "retries": 0}
-        least |= {"batch_size": 1}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{KEY}.{name} must be a whole number of at least {minimum}, not {value!r}")
+        for name, minimum in {**least, "batch_size": 1}.items():
+            check_number(name, getattr(self, name), minimum, whole=True)
         for name in ("timeout_s", "request_timeout_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{KEY}.{name} must be more than 0 seconds, not {getattr(self, name)!r}")
+                raise OptionError(name, getattr(self, name), "allowed: more than 0 seconds")
         if not self.total_timeout_s >= self.timeout_s:
-            raise ValueError(f"{KEY}.total_timeout_s must be at least {KEY}.timeout_s, not {self.total_timeout_s!r}")
+            raise OptionError("total_timeout_s", self.total_timeout_s, "must be at least timeout_s")
         if not self.retry_wait_s >= 0:
-            raise ValueError(f"{KEY}.retry_wait_s must be at least 0 seconds, not {self.retry_wait_s!r}")
+            raise OptionError("retry_wait_s", self.retry_wait_s, "allowed: 0 or more seconds")
         if self.provider == "sandbox_fusion" and not self.url:
-            raise ValueError(f"{KEY}.url must be set where {KEY}.provider is sandbox_fusion")
+            raise OptionError("url", self.url, "must be set where provider is sandbox_fusion")
         if self.url and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"{KEY}.url must start with http:// or https://, not {self.url!r}")
+            raise OptionError("url", self.url, "must start with http:// or https://")
         for folder in self.python_path:
             if not os.path.isabs(folder):
-                raise ValueError(f"{KEY}.python_path must hold absolute paths, not {folder!r}")
+                raise OptionError("python_path", folder, "must hold absolute paths")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "SandboxConfig":
         """The settings of a configuration's section.
 
         Raises:
-            ValueError: there is no setting of that name, or a value is out of its range.
+            OptionError: there is no setting of that name, or a value is out of its range.
         """
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown key {KEY}.{name}; available: {', '.join(known)}")
+        check_keys(values, [f.name for f in fields(cls)])
         return cls(**values)
 
     @property

@@ -29,7 +29,7 @@ from maskgrpo_plugin.sandbox.base import (
     inside_sources,
     to_input,
 )
-from maskgrpo_plugin.sandbox.config import KEY, SandboxConfig
+from maskgrpo_plugin.sandbox.config import SandboxConfig
 from maskgrpo_plugin.sandbox.inside.confinement import FIRST_PRIVATE_UID, NOBODY
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class LocalSandbox(Sandbox):
     any, and has limits on everything. The jail dies with its first process, which dies with ours.
 
     Raises:
-        RuntimeError: nothing isolates here and `reward.sandbox.allow_unisolated` is not set.
+        RuntimeError: nothing isolates here and `allow_unisolated` is not set.
     """
 
     def __init__(self, config: SandboxConfig):
@@ -117,7 +117,7 @@ class LocalSandbox(Sandbox):
 
     def describe(self) -> str:
         if self.isolation.name == "none":
-            return f"programs run UNISOLATED, with limits alone ({KEY}.allow_unisolated is set)"
+            return "programs run UNISOLATED, with limits alone (the sandbox's setting allow_unisolated)"
         names = {True: "and a system call filter", False: "without a system call filter", None: ""}
         return f"programs run isolated by {self.isolation.name} {names[self.isolation.seccomp]}".rstrip()
 
@@ -147,8 +147,8 @@ def detect_isolation(config: SandboxConfig) -> Isolation:
         return Isolation("none")
     raise RuntimeError(
         f"no isolation for code rewards works on this machine ({'; '.join(reasons)}). Install bubblewrap, allow user "
-        f"namespaces, choose another {KEY}.provider (e2b, sandbox_fusion), or, for code you trust, set "
-        f"{KEY}.allow_unisolated=true"
+        "namespaces, choose another provider of the sandbox (e2b, sandbox_fusion), or, for code you trust, set its "
+        "allow_unisolated=true"
     )
 
 

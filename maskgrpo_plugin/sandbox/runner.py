@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +18,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Shared:
-    """What one process keeps: a thread with an event loop, sandboxes by configuration, and what became of tests."""
+    """What one process keeps: a thread with an event loop, and sandboxes by configuration."""
 
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     pid: int = field(default_factory=os.getpid)
     lock: threading.Lock = field(default_factory=threading.Lock)
     sandboxes: dict[SandboxConfig, Sandbox | Exception] = field(default_factory=dict)
-    outcomes: Counter[str] = field(default_factory=Counter)
 
 
 _shared: _Shared | None = None
@@ -58,19 +56,6 @@ def run_batch(
     return _submit(_run(programs, _plans(programs, tests), settings)).result()
 
 
-async def run_tests_async(program: str, tests: Sequence[str], *, config: SandboxConfig | None = None) -> TestReport:
-    """`run_tests` for a coroutine, on whatever event loop."""
-    return (await run_batch_async([program], [tests], config=config))[0]
-
-
-async def run_batch_async(
-    programs: Sequence[str], tests: Sequence[Sequence[str]], *, config: SandboxConfig | None = None
-) -> list[TestReport]:
-    """`run_batch` for a coroutine, on whatever event loop."""
-    settings = config or SandboxConfig()
-    return await asyncio.wrap_future(_submit(_run(programs, _plans(programs, tests), settings)))
-
-
 def score_program(program: str, tests: Sequence[str], config: SandboxConfig | None = None) -> dict[str, float]:
     """Score a program by its tests.
 
@@ -89,22 +74,6 @@ def score_program(program: str, tests: Sequence[str], config: SandboxConfig | No
         "tests_timeout": float(report.count(Status.TIMEOUT)),
         "tests_sandbox_error": float(report.count(Status.SANDBOX_ERROR)),
     }
-
-
-def active_isolation(config: SandboxConfig | None = None) -> str:
-    """What keeps programs from this machine, in words. For start-up: the first call tries it out and logs it.
-
-    Raises:
-        ValueError: the provider's package is not installed.
-        RuntimeError: nothing isolates here, and the configuration does not allow to run unisolated.
-    """
-    return _sandbox(_get_shared(), config or SandboxConfig()).describe()
-
-
-def outcomes() -> dict[str, int]:
-    """How many tests of this process ended with each status, and `outages`: programs that the sandbox did not run."""
-    counts = _get_shared().outcomes
-    return {name: counts[name] for name in [*(status.value for status in Status), "outages"]}
 
 
 def _plans(programs: Sequence[str], tests: Sequence[Sequence[str]]) -> list[list[Plan]]:
@@ -126,9 +95,7 @@ async def _run(programs: Sequence[str], plans: list[list[Plan]], config: Sandbox
     results = await sandbox.run(jobs)
     reports = [_report(own, result) for own, result in zip(plans, results, strict=True)]
     for report, result in zip(reports, results, strict=True):
-        shared.outcomes.update(status.value for status in report.statuses)
         if isinstance(result, SandboxFailure):
-            shared.outcomes["outages"] += 1
             logger.warning("the sandbox failed, and %d tests with it: %s", report.total, result)
     return reports
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.sandbox.base import (
     START_UP_S,
     Job,
@@ -185,7 +186,7 @@ class E2BSandbox(ServiceSandbox):
     """E2B's service by its own client, one fresh machine a program.
 
     Raises:
-        ValueError: e2b_code_interpreter is not installed.
+        OptionError: e2b_code_interpreter is not installed.
     """
 
     name = "E2B"
@@ -194,9 +195,10 @@ class E2BSandbox(ServiceSandbox):
         try:
             self._client = importlib.import_module("e2b_code_interpreter")
         except ImportError:
-            raise ValueError(
-                "reward.sandbox.provider=e2b needs the package e2b-code-interpreter: install maskgrpo-plugin[e2b], "
-                "or set reward.sandbox.url to a router"
+            raise OptionError(
+                "provider",
+                "e2b",
+                "it needs the package e2b-code-interpreter: install maskgrpo-plugin[e2b], or set url to a router",
             ) from None
         super().__init__(config)
 

@@ -1,13 +1,20 @@
 """Group-relative advantages of MaskGRPO, with the optional rank reward of Pref-GRPO, in verl's registry."""
 
+from collections.abc import Callable
+from functools import partial
+from operator import contains
 from typing import Any
 
 import numpy as np
 import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
+from maskgrpo_plugin.errors import check_choice
+from maskgrpo_plugin.registry import Registered
+
 STD_EPSILON = 1e-5
 REWARD_TRANSFORMS = ("none", "rank")
+NORMALISATIONS = ("std", "center", "leave_one_out", "zscore")
 
 
 def rank_rewards(rewards: torch.Tensor) -> torch.Tensor:
@@ -28,24 +35,28 @@ def rank_rewards(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def group_advantages(
-    rewards: torch.Tensor, groups: np.ndarray, *, normalize_by_std: bool = True, reward_transform: str = "none"
+    rewards: torch.Tensor, groups: np.ndarray, *, normalisation: str = "std", reward_transform: str = "none"
 ) -> torch.Tensor:
-    """A_i = (r_i − mean)/(std + 1e-5) over the group, std with ddof 1.
+    """Advantages of rewards r in their groups of G.
+
+    With the rewards 1, 0, 0 of one group: `center` gives 0.667, −0.333, −0.333; `leave_one_out` 1, −0.5, −0.5.
 
     Args:
-        rewards: (B,) one scalar reward a completion.
+        rewards: (B,) one scalar reward per completion.
         groups: (B,) group names; members need not be adjacent.
-        normalize_by_std: False leaves out the division (Dr. GRPO).
+        normalisation: `std`: (r − mean)/(std + 1e-5), std with ddof 1 (MaskGRPO); `center`: r − mean (d1, Dr. GRPO);
+            `leave_one_out`: r − mean of the others = G/(G − 1)·center (DiffuCoder, RLOO); `zscore`: (r − mean)/std
+            with ddof 0 and no epsilon (TraceRL).
         reward_transform: `none`, or `rank` for the rank reward.
 
     Returns:
         (B,) advantages; a group of equal rewards, or of one member, has advantage 0.
 
     Raises:
-        ValueError: an unknown `reward_transform`.
+        OptionError: an unknown normalisation or transform.
     """
-    if reward_transform not in REWARD_TRANSFORMS:
-        raise ValueError(f"algorithm.reward_transform={reward_transform!r} is unknown; allowed: {REWARD_TRANSFORMS}")
+    check_choice("algorithm.reward_transform", reward_transform, REWARD_TRANSFORMS)
+    check_choice("normalisation", normalisation, NORMALISATIONS)
     advantages = torch.zeros_like(rewards)
     for name in dict.fromkeys(groups.tolist()):
         members = torch.as_tensor(np.flatnonzero(groups == name), device=rewards.device)
@@ -54,42 +65,72 @@ def group_advantages(
             continue
         if reward_transform == "rank":
             values = rank_rewards(values)
-        centred = values - values.mean()
-        advantages[members] = centred / (values.std() + STD_EPSILON) if normalize_by_std else centred
+        advantages[members] = _normalise(values - values.mean(), normalisation)
     return advantages
 
 
-def maskgrpo_advantage(
-    token_level_rewards: torch.Tensor,
-    response_mask: torch.Tensor,
-    index: np.ndarray,
-    config: Any = None,
-    **_: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's advantage estimator `maskgrpo`: the outcome reward's group advantage on every response token.
+def _normalise(centred: torch.Tensor, normalisation: str) -> torch.Tensor:
+    """(G,) rewards less their mean, G at least 2, divided as `group_advantages` says."""
+    if normalisation == "std":
+        return centred / (centred.std() + STD_EPSILON)
+    if normalisation == "zscore":
+        return centred / centred.std(correction=0)
+    if normalisation == "leave_one_out":
+        return centred * centred.numel() / (centred.numel() - 1)
+    return centred
+
+
+def _outcome_advantage(normalisation: str | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """An advantage estimator of verl: the outcome reward's group advantage on every response token.
 
     Args:
-        token_level_rewards: (B, L) rewards; their sum over L is the outcome.
-        response_mask: (B, L) response tokens.
-        index: (B,) group names (verl's `uid`).
-        config: the `algorithm` section; reads `norm_adv_by_std_in_grpo` and `reward_transform`.
-
-    Returns:
-        (B, L) advantages and the same tensor as returns.
+        normalisation: see `group_advantages`; None: `std`, or `center` under `norm_adv_by_std_in_grpo=false`.
     """
-    get = config.get if config is not None else (lambda _key, default: default)
-    with torch.no_grad():
-        advantages = group_advantages(
-            token_level_rewards.sum(-1),
-            np.asarray(index),
-            normalize_by_std=get("norm_adv_by_std_in_grpo", True),
-            reward_transform=get("reward_transform", "none"),
-        )
-        advantages = advantages.unsqueeze(-1) * response_mask
-    return advantages, advantages
+
+    def estimate(
+        token_level_rewards: torch.Tensor,
+        response_mask: torch.Tensor,
+        index: np.ndarray,
+        config: Any = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        get = config.get if config is not None else (lambda _key, default: default)
+        by_std = "std" if get("norm_adv_by_std_in_grpo", True) else "center"
+        with torch.no_grad():
+            advantages = group_advantages(
+                token_level_rewards.sum(-1),
+                np.asarray(index),
+                normalisation=normalisation or by_std,
+                reward_transform=get("reward_transform", "none"),
+            )
+            advantages = advantages.unsqueeze(-1) * response_mask
+        return advantages, advantages
+
+    estimate.__doc__ = f"""Outcome rewards to group advantages ({normalisation or "std or center"}) on every token.
+
+        Args:
+            token_level_rewards: (B, L) rewards; their sum over L is the outcome.
+            response_mask: (B, L) response tokens.
+            index: (B,) group names (verl's `uid`).
+            config: the `algorithm` section; reads `norm_adv_by_std_in_grpo` and `reward_transform`.
+
+        Returns:
+            (B, L) advantages and the same tensor as returns.
+        """
+    return estimate
 
 
-def register() -> None:
-    """Add the advantage `maskgrpo` to verl; idempotent."""
-    if "maskgrpo" not in ADV_ESTIMATOR_REGISTRY:
-        register_adv_est("maskgrpo")(maskgrpo_advantage)
+maskgrpo_advantage = _outcome_advantage(None)
+ADVANTAGES = {
+    "maskgrpo": maskgrpo_advantage,
+    "leave_one_out": _outcome_advantage("leave_one_out"),
+    "zscore": _outcome_advantage("zscore"),
+}
+
+
+for _name, _estimate in ADVANTAGES.items():
+    register_adv_est(_name)(_estimate)
+
+REGISTERS = tuple(
+    Registered(f"advantage {name}", partial(contains, ADV_ESTIMATOR_REGISTRY, name)) for name in ADVANTAGES
+)

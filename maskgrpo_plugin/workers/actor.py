@@ -1,4 +1,4 @@
-"""Ray workers of actor, reference and rollout: verl's own, with level-by-level updates and a CPU process group."""
+"""Ray workers of actor, reference and rollout: verl's own, with the plan's μ updates and a CPU process group."""
 
 import os
 from typing import Any
@@ -13,32 +13,32 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from maskgrpo_plugin.workers import engine as _engines  # noqa: F401  (importing registers the engines)
 
-ESTIMATION = "estimation"
+UPDATES = "updates"
 
 
-class LevelTrainingWorker(TrainingWorker):
-    """verl's training worker whose mini-batch loop runs once a mask level (μ inner updates, in order)."""
+class MultiUpdateWorker(TrainingWorker):
+    """verl's training worker whose mini-batch loop runs once per inner update of the step's plan, in order."""
 
     _advance_scheduler = True
 
-    def train_mini_batch(self, data: TensorDict) -> TensorDict:
-        """Update on every level of the batch's estimation plan; without a plan, as verl does.
+    def train_mini_batch(self, data: TensorDict) -> TensorDict | None:
+        """Do every inner update of the batch's plan; without a plan, as verl does.
 
         Args:
-            data: the rank's share of the batch, with `old_log_probs` (and `ref_log_prob`) of all levels.
+            data: the rank's share of the batch, with `old_log_probs` (and `ref_log_prob`) of all updates, and the
+                number of them in the non-tensor `updates`.
 
         Returns:
-            Metrics as lists over levels, and each again under `level_<j>/`.
+            Metrics as lists over updates, and each again under `level_<j>/`; None on ranks that report nothing.
         """
-        plan = tu.get_non_tensor_data(data, ESTIMATION, default=None)
-        if plan is None:
+        updates = tu.get_non_tensor_data(data, UPDATES, default=None)
+        if updates is None:
             return super().train_mini_batch(data)
         merged: dict[str, list[Any]] = {}
-        levels = len(plan["ratios"])
-        for level in range(levels):
+        for update in range(updates):
             batch = data.clone(recurse=False)
-            tu.assign_non_tensor(batch, level=level)
-            self._advance_scheduler = level == levels - 1
+            tu.assign_non_tensor(batch, update=update)
+            self._advance_scheduler = update == updates - 1
             output = super().train_mini_batch(batch)
             if output is None:
                 continue
@@ -46,27 +46,27 @@ class LevelTrainingWorker(TrainingWorker):
                 values = value if isinstance(value, list) else [value]
                 merged.setdefault(key, []).extend(values)
                 if is_level_metric(key):
-                    merged[f"level_{level + 1}/{key.removeprefix('actor/')}"] = values
+                    merged[f"level_{update + 1}/{key.removeprefix('actor/')}"] = values
         if not merged:
             return None
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": merged}).cpu()
 
     def train_batch(self, data: TensorDict) -> TensorDict:
-        """One optimizer step; the learning-rate schedule advances once a training step, at the last level."""
+        """One optimizer step; the learning-rate schedule advances once per training step, at the last update."""
         if not self._advance_scheduler:
             tu.assign_non_tensor(data, update_lr_scheduler=False)
         return super().train_batch(data)
 
 
 def is_level_metric(key: str) -> bool:
-    """Whether a metric of the update says something about one level (and not about memory, speed or the schedule)."""
+    """Whether a metric of the update says something about one update (and not about memory, speed or the schedule)."""
     return not key.startswith("perf/") and key not in ("mfu", "lr", "kl_coef")
 
 
 class MaskGRPOWorker(ActorRolloutRefWorker):
-    """verl's hybrid worker with the plugin's engines, level-by-level training, and reference synchronisation."""
+    """verl's hybrid worker with the plugin's engines, μ updates per step, and reference synchronisation."""
 
-    actor_worker_cls = LevelTrainingWorker
+    actor_worker_cls = MultiUpdateWorker
     ref_worker_cls = TrainingWorker
 
     def __init__(self, *args: Any, **kwargs: Any):

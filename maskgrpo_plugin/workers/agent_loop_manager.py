@@ -11,6 +11,8 @@ import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
+
 _validating: ContextVar[bool] = ContextVar("validating", default=False)
 
 # verl's worker is already a Ray actor class; this is the Python class under it
@@ -32,7 +34,7 @@ class ImageKeepingWorker(_Worker):
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         await super()._compute_score(outputs, kwargs)
         for output in outputs:
-            image = output.extra_fields.pop("image", None)
+            image = output.extra_fields.pop(IMAGE_FIELD, None)
             if image is not None and _validating.get() and len(self.shown) < self.most_shown:
                 text = str(kwargs["raw_prompt"][-1]["content"])
                 self.shown.append((int(kwargs["index"]), text, float(output.reward_score or 0.0), image))

@@ -21,6 +21,7 @@ from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry, get_platform, set_platform
 
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.registry import Registered
 
 VARIABLE = "VERL_PLATFORM"
 _RAY_ADDRESSES_OF_NO_CLUSTER = ("", "local")  # `local` makes Ray start its own
@@ -53,6 +54,7 @@ def _cpu_device_module() -> ModuleType:
     return module
 
 
+@PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
     """verl's platform interface on the CPU; Ray's "GPU" stands for a logical slot (`ray_init.num_gpus`).
 
@@ -259,3 +261,7 @@ def _has_cpu_only() -> bool:
     if ray.is_initialized():  # its "GPU" may be a logical one of ours, but only a device that it found has a type
         return not any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
     return not _names_cluster()
+
+
+register()
+REGISTERS = (Registered("platform cpu", lambda: PlatformRegistry.get("cpu") is PlatformCPU),)

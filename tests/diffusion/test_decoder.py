@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
-from maskgrpo_plugin.diffusion.samplers.decoder import reveal_quota
+from maskgrpo_plugin.diffusion.samplers import build_sampler
+from maskgrpo_plugin.diffusion.samplers.blocks.block import reveal_quota
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
 MASK, END = 38, 39
@@ -108,11 +109,11 @@ def test_rows_do_not_join_where_blocks_must_be_in_step(model, options, length):
 
 
 def test_inputs_that_cannot_work_are_refused(model):
-    with pytest.raises(SamplerOptionError, match="never emitted"):
+    with pytest.raises(OptionError, match="never emitted"):
         sampler().decoder(model, mask_token_id=END)
-    with pytest.raises(SamplerOptionError, match="4 blocks"):
+    with pytest.raises(OptionError, match="4 blocks"):
         sampler(steps=3).decoder(model, mask_token_id=MASK, response_length=16)
-    with pytest.raises(ValueError, match="give one a row"):
+    with pytest.raises(ValueError, match="give one per row"):
         sampler().decoder(model, mask_token_id=MASK).join(canvas([0])[0], None, [])
 
 

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 
-from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
+from maskgrpo_plugin.diffusion.samplers import build_sampler
+from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES, Threshold, register_rule
 from maskgrpo_plugin.diffusion.samplers.noise import draw_categories
-from maskgrpo_plugin.diffusion.samplers.parallel import reveal_more
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
 MASK, VOCAB = 30, 32
@@ -169,8 +170,8 @@ def test_a_cache_needs_a_model_that_takes_one():
 # ---- parallel decoding
 
 
-def brute_force(rule, confidence, columns, threshold, factor):
-    """What `reveal_more` says, written for one row of lists."""
+def brute_force(rule, confidence, columns, threshold, factor, low):
+    """What the rules say, written for one row of lists."""
     if rule == "factor":
         order = sorted(range(len(columns)), key=lambda n: -confidence[n])
         allowed = [n for n in range(1, len(order) + 1) if (n + 1) * (1 - confidence[order[n - 1]]) < factor]
@@ -180,13 +181,23 @@ def brute_force(rule, confidence, columns, threshold, factor):
         pairs = zip(columns, confidence, strict=True)
         for _, run in itertools.groupby(enumerate(pairs), key=lambda item: item[1][0] - item[0]):
             column, best = max((pair for _, pair in run), key=lambda pair: pair[1])
-            if best >= threshold / 2:
+            if best >= low:
                 found.add(column)
     return found
 
 
-@pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical"])
-def test_rules_reveal_what_they_say(rule):
+@pytest.mark.parametrize(
+    ("rule", "threshold", "low"),
+    [
+        ("threshold", 0.8, None),
+        ("factor", 0.8, None),
+        ("hierarchical", 0.8, None),
+        ("hierarchical", 0.9, 0.4),  # of dInfer's tests
+        ("hierarchical", 0.9, 0.6),  # of its server
+    ],
+)
+def test_rules_reveal_what_they_say(rule, threshold, low):
+    options = text(parallel=rule, threshold=threshold, low_threshold=low, factor=1.1)
     draw = torch.Generator().manual_seed(5)
     revealed = 0
     for _ in range(200):
@@ -197,12 +208,56 @@ def test_rules_reveal_what_they_say(rule):
             columns[n, : len(row)] = torch.tensor(row)
             valid[n, : len(row)] = True
         scores = confidence.masked_fill(~valid, -torch.inf)
-        got = reveal_more(rule, scores, columns, valid, threshold=0.8, factor=1.1)
+        got = RULES[rule](options, 3, 12, scores.device).reveal(scores, columns, valid)
         for n, row in enumerate(rows):
-            expected = brute_force(rule, confidence[n, : len(row)].tolist(), row, 0.8, 1.1)
+            expected = brute_force(rule, confidence[n, : len(row)].tolist(), row, threshold, 1.1, low or threshold / 2)
             assert set(columns[n][got[n]].tolist()) == expected
             revealed += len(expected)
     assert 200 < revealed < 2800
+
+
+def test_a_lower_low_threshold_reveals_more_runs():
+    ids, model = padded_prompts()[0], make_model(2)
+    calls = {
+        low: int(
+            text(block_length=12, parallel="hierarchical", low_threshold=low)
+            .generate(model, ids, mask_token_id=MASK)
+            .row_model_calls.sum()
+        )
+        for low in (0.0, 0.4, 0.9)
+    }
+    assert calls[0.0] < calls[0.4] < calls[0.9]
+
+
+def test_a_fifth_rule_is_a_class_of_its_own():
+    @register_rule("certain_twice")
+    class CertainTwice(Threshold):
+        def __init__(self, options, rows, width, device):
+            super().__init__(options, rows, width, device)
+            self.before = torch.zeros(rows, width, dtype=torch.bool)
+
+        def keep(self, rows):
+            self.before = self.before[rows]
+
+        def reveal(self, confidence, places, valid):
+            certain = super().reveal(confidence, places, valid)
+            again = certain & self.before.gather(1, places)
+            self.before = torch.zeros_like(self.before).scatter(1, places.where(valid, 0), certain)
+            return again
+
+    try:
+        ids, model = padded_prompts()[0], make_model(2)
+        calls = {
+            rule: int(
+                text(block_length=12, parallel=rule, threshold=0.3)
+                .generate(model, ids, mask_token_id=MASK)
+                .row_model_calls.sum()
+            )
+            for rule in ("none", "certain_twice", "threshold")
+        }
+    finally:
+        del RULES["certain_twice"]
+    assert calls["threshold"] < calls["certain_twice"] < calls["none"]
 
 
 @pytest.mark.parametrize("rule", ["threshold", "factor", "hierarchical", "credit"])
@@ -305,5 +360,5 @@ def test_with_a_cache_rows_may_finish_a_block_at_different_steps():
     ],
 )
 def test_options_that_cannot_work_are_refused(options):
-    with pytest.raises(SamplerOptionError, match=next(iter(options))):
+    with pytest.raises(OptionError, match=next(iter(options))):
         text(**options)

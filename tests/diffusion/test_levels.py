@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from maskgrpo_plugin.diffusion.estimation import uniform_levels
 from maskgrpo_plugin.diffusion.levels import SCHEDULES, get_schedule, mask_levels
 
 
@@ -47,19 +46,3 @@ def test_levels_name_mu(mu):
 def test_mask_levels_names_cap():
     with pytest.raises(ValueError, match="cap"):
         mask_levels(2, 0.6, cap=0.0)
-
-
-def test_uniform_levels_are_a_function_of_seed_step_and_index():
-    levels = uniform_levels(8, seed=3, step=5)
-    assert uniform_levels(8, seed=3, step=5) == levels
-    assert uniform_levels(4, seed=3, step=5) == levels[:4]
-    assert len({*levels, *uniform_levels(8, seed=4, step=5), *uniform_levels(8, seed=3, step=6)}) == 24
-
-
-def test_uniform_levels_are_uniform():
-    draws = torch.tensor([uniform_levels(4, seed=0, step=step) for step in range(5000)], dtype=torch.float64)
-    assert draws.min() >= 0.001
-    assert draws.max() <= 0.999
-    assert abs(draws.mean().item() - 0.5) < 4 * 0.998 / math.sqrt(12 * draws.numel())
-    assert draws.var().item() == pytest.approx(0.998**2 / 12, rel=0.03)
-    assert torch.corrcoef(draws.T).triu(1).abs().max() < 5 / math.sqrt(len(draws))

@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise
-from maskgrpo_plugin.diffusion.remasking import REMASKING_MODES, ar_like_keep_probability, remask
+from maskgrpo_plugin.diffusion.remasking import (
+    REMASKING_MODES,
+    ar_like_keep_probability,
+    mask_prompt,
+    remask,
+    response_noise,
+)
 
 MASK = 999
-RANDOM_MODES = ["ar_like", "random", "coupled"]
+RANDOM_MODES = list(REMASKING_MODES)
 
 
 def make_row(response, left, right):
@@ -26,8 +32,7 @@ def make_batch(rows=6, length=40, prompt=7):
     tokens = torch.randint(0, 100, (rows, length), generator=generator)
     maskable = torch.arange(length).expand(rows, -1) >= prompt
     maskable = maskable & (torch.arange(length) < torch.arange(length - rows, length).unsqueeze(1))
-    reveal_step = torch.randint(-1, 9, (rows, length), generator=generator)
-    return tokens, maskable, reveal_step, torch.arange(rows) * 3
+    return tokens, maskable, torch.arange(rows) * 3
 
 
 # --- the distribution
@@ -66,7 +71,7 @@ def test_ar_like_below_one_half_is_a_rescaled_and_clamped_line(length, ratio):
 
 @pytest.mark.parametrize("mode", ["ar_like", "random"])
 @pytest.mark.parametrize("ratio", [0.2, 0.6, 0.9])
-@pytest.mark.parametrize("vary", ["keys", "seed", "level"])
+@pytest.mark.parametrize("vary", ["keys", "seed"])
 def test_position_wise_keep_frequency(mode, ratio, vary):
     response, draws = 24, 4000
     if vary == "keys":
@@ -75,7 +80,7 @@ def test_position_wise_keep_frequency(mode, ratio, vary):
         masked = out.masked
     else:
         tokens, maskable = make_row(response, 5, 2)
-        options = [{"seed": 1, "level": 0} | {vary: i} for i in range(draws)]
+        options = [{"seed": combine_seed(1, i)} for i in range(draws)]
         masked = torch.cat(
             [
                 remask(tokens, maskable, ratio, mode, keys=torch.zeros(1).long(), mask_token_id=MASK, **o).masked
@@ -97,7 +102,7 @@ def test_the_share_does_not_depend_on_the_prompt():
 
 
 def test_ratio_per_row():
-    tokens, maskable, _, keys = make_batch()
+    tokens, maskable, keys = make_batch()
     ratio = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
     out = remask(tokens, maskable, ratio, "ar_like", seed=2, keys=keys, mask_token_id=MASK)
     for i, t in enumerate(ratio.tolist()):
@@ -109,7 +114,7 @@ def test_ratio_per_row():
 
 @pytest.mark.parametrize("mode", RANDOM_MODES)
 def test_extreme_ratios(mode):
-    tokens, maskable, _, keys = make_batch()
+    tokens, maskable, keys = make_batch()
     assert not remask(tokens, maskable, 0.0, mode, seed=2, keys=keys, mask_token_id=MASK).masked.any()
     assert torch.equal(remask(tokens, maskable, 1.0, mode, seed=2, keys=keys, mask_token_id=MASK).masked, maskable)
 
@@ -119,12 +124,10 @@ def test_extreme_ratios(mode):
 
 @pytest.mark.parametrize("mode", REMASKING_MODES)
 def test_prompt_never_masked_and_noisy_agrees(mode):
-    tokens, maskable, reveal_step, keys = make_batch()
+    tokens, maskable, keys = make_batch()
     before = tokens.clone()
     for level in range(20):
-        out = remask(
-            tokens, maskable, 0.7, mode, seed=2, keys=keys, mask_token_id=MASK, reveal_step=reveal_step, level=level
-        )
+        out = remask(tokens, maskable, 0.7, mode, seed=combine_seed(2, level), keys=keys, mask_token_id=MASK)
         assert not (out.masked & ~maskable).any()
         assert torch.equal(out.noisy, torch.where(out.masked, MASK, tokens))
     assert torch.equal(tokens, before)
@@ -134,13 +137,10 @@ def test_prompt_never_masked_and_noisy_agrees(mode):
 
 @pytest.mark.parametrize("mode", REMASKING_MODES)
 def test_order_of_rows_and_micro_batches(mode):
-    tokens, maskable, reveal_step, keys = make_batch()
+    tokens, maskable, keys = make_batch()
 
     def masked(rows):
-        return remask(
-            tokens[rows], maskable[rows], 0.7, mode, seed=2, keys=keys[rows], mask_token_id=MASK,
-            reveal_step=reveal_step[rows],
-        ).masked  # fmt: skip
+        return remask(tokens[rows], maskable[rows], 0.7, mode, seed=2, keys=keys[rows], mask_token_id=MASK).masked
 
     whole = masked(torch.arange(6))
     order = torch.tensor([3, 1, 5, 0, 2, 4])
@@ -169,11 +169,13 @@ def test_gaps_in_the_region_do_not_matter():
 
 
 @pytest.mark.parametrize("mode", RANDOM_MODES)
-def test_seed_key_and_level_name_different_masks(mode):
+def test_seed_and_key_name_different_masks(mode):
     tokens, maskable = make_row(64, 3, 0)
 
     def masked(seed, key, level):
-        out = remask(tokens, maskable, 0.6, mode, seed=seed, keys=torch.tensor([key]), mask_token_id=MASK, level=level)
+        out = remask(
+            tokens, maskable, 0.6, mode, seed=combine_seed(seed, level), keys=torch.tensor([key]), mask_token_id=MASK
+        )
         return tuple(out.masked[0].tolist())
 
     names = [(s, k, j) for s in (0, 1, -7) for k in (0, 1, 2**40) for j in (0, 1)]
@@ -190,12 +192,12 @@ def test_equal_keys_share_the_mask():
 
 @pytest.mark.parametrize("mode", REMASKING_MODES)
 def test_global_random_state_is_neither_read_nor_changed(mode):
-    tokens, maskable, reveal_step, keys = make_batch()
+    tokens, maskable, keys = make_batch()
     outs = []
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
         state = torch.get_rng_state()
-        outs.append(remask(tokens, maskable, 0.7, mode, seed=2, keys=keys, mask_token_id=MASK, reveal_step=reveal_step))
+        outs.append(remask(tokens, maskable, 0.7, mode, seed=2, keys=keys, mask_token_id=MASK))
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(outs[0].masked, outs[1].masked)
 
@@ -203,9 +205,9 @@ def test_global_random_state_is_neither_read_nor_changed(mode):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("mode", REMASKING_MODES)
 def test_cpu_and_cuda_agree(mode):
-    tokens, maskable, reveal_step, keys = make_batch(rows=30, length=500)
+    tokens, maskable, keys = make_batch(rows=30, length=500)
     for ratio in (0.1, 0.37, 0.6, 0.999):
-        args = {"seed": 2, "keys": keys, "mask_token_id": MASK, "reveal_step": reveal_step}
+        args = {"seed": 2, "keys": keys, "mask_token_id": MASK}
         cpu = remask(tokens, maskable, ratio, mode, **args)
         cuda = remask(tokens.cuda(), maskable.cuda(), ratio, mode, **args)
         assert torch.equal(cuda.masked.cpu(), cpu.masked)
@@ -223,7 +225,6 @@ def test_empty_batches(shape):
             seed=0,
             keys=torch.arange(shape[0]),
             mask_token_id=MASK,
-            reveal_step=tokens,
         )
         assert out.masked.shape == shape
 
@@ -232,7 +233,7 @@ def test_row_without_response():
     tokens = torch.zeros(2, 5, dtype=torch.long)
     maskable = torch.tensor([[False] * 5, [True] * 5])
     for mode in REMASKING_MODES:
-        out = remask(tokens, maskable, 1.0, mode, seed=0, keys=torch.arange(2), mask_token_id=MASK, reveal_step=tokens)
+        out = remask(tokens, maskable, 1.0, mode, seed=0, keys=torch.arange(2), mask_token_id=MASK)
         assert torch.equal(out.masked, maskable)
 
 
@@ -306,55 +307,24 @@ def test_combine_seed():
         combine_seed(0.5)
 
 
-# --- the other modes
+# --- the prompt
 
 
-def test_coupled_masks_partition_the_response():
-    tokens, maskable, _, keys = make_batch()
-    args = {"seed": 2, "keys": keys, "mask_token_id": MASK}
-    first = remask(tokens, maskable, 0.3, "coupled", **args).masked
-    second = remask(tokens, maskable, 0.3, "coupled", complement=True, **args).masked
-    assert not (first & second).any()
-    assert torch.equal(first | second, maskable)
-    assert torch.equal(first, remask(tokens, maskable, 0.3, "random", **args).masked)
-
-
-def test_trajectory_masks_what_was_revealed_last():
-    tokens = torch.arange(8).unsqueeze(0)
-    maskable = torch.tensor([[False, False, True, True, True, True, True, False]])
-    reveal_step = torch.tensor([[-1, 90, 3, 0, 2, 2, -1, 90]])
-    # from last to first: column 6 (never revealed), 2 (step 3), 5 and 4 (step 2, later first), 3 (step 0)
-    last_to_first = [6, 2, 5, 4, 3]
-    for count in range(6):
-        out = remask(
-            tokens, maskable, count / 5, "trajectory", seed=0, keys=torch.tensor([0]), mask_token_id=MASK,
-            reveal_step=reveal_step,
-        )  # fmt: skip
-        assert sorted(out.masked[0].nonzero().flatten().tolist()) == sorted(last_to_first[:count])
-
-
-def test_full_masks_the_prompt_in_noisy_alone():
+def test_the_prompt_is_masked_with_its_probability_and_nothing_else():
     draws, prompt = 4000, 10
-    tokens, maskable = (x.expand(draws, -1) for x in make_row(6, prompt + 2, 0))
-    prompt_mask = torch.zeros_like(maskable)
+    tokens, response = (x.expand(draws, -1) for x in make_row(6, prompt + 2, 0))
+    prompt_mask = torch.zeros_like(response)
     prompt_mask[:, 2 : 2 + prompt] = True
-    out = remask(
-        tokens, maskable, 0.5, "full", seed=0, keys=torch.arange(draws), mask_token_id=MASK, prompt_mask=prompt_mask,
-        prompt_mask_ratio=0.15,
-    )  # fmt: skip
-    assert torch.equal(out.masked, maskable)
-    hidden = out.noisy == MASK
-    assert bool(hidden[maskable].all())
-    assert not hidden[:, :2].any()
+    options = {"seed": 0, "keys": torch.arange(draws), "mask_token_id": MASK}
+    hidden = mask_prompt(tokens, prompt_mask, 0.15, **options) == MASK
+    assert not (hidden & ~prompt_mask).any()
     share = hidden[:, 2 : 2 + prompt].double().mean(dim=0)
     assert bool(((share - 0.15).abs() < 4 * math.sqrt(0.15 * 0.85 / draws)).all())
-    assert torch.equal(out.noisy[~hidden], tokens[~hidden])
-    # left padding does not change the prompt's mask
-    shorter = remask(
-        tokens[:, 2:], maskable[:, 2:], 0.5, "full", seed=0, keys=torch.arange(draws), mask_token_id=MASK,
-        prompt_mask=prompt_mask[:, 2:], prompt_mask_ratio=0.15,
-    )  # fmt: skip
-    assert torch.equal(shorter.noisy == MASK, hidden[:, 2:])
+    # left padding does not change it, and its stream is not the response's
+    assert torch.equal(mask_prompt(tokens[:, 2:], prompt_mask[:, 2:], 0.15, **options) == MASK, hidden[:, 2:])
+    noise = response_noise(prompt_mask, seed=0, keys=torch.arange(draws))
+    assert not torch.equal(hidden, prompt_mask & (noise < 0.15))
+    assert mask_prompt(tokens, prompt_mask, 0.0, **options) is tokens
 
 
 # --- errors
@@ -363,7 +333,7 @@ def test_full_masks_the_prompt_in_noisy_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "block"}, "'block'; available: ar_like, random, full, coupled, trajectory"),
+        ({"mode": "block"}, "'block'; available: ar_like, random$"),
         ({"ratio": 1.2}, r"ratio must be in \[0, 1\], got 1.2"),
         ({"ratio": -0.1}, "got -0.1"),
         ({"ratio": math.nan}, "got nan"),
@@ -374,16 +344,6 @@ def test_full_masks_the_prompt_in_noisy_alone():
         ({"maskable": torch.ones(2, 5)}, "maskable must have the shape of tokens"),
         ({"keys": torch.arange(3)}, "keys must have one entry per row"),
         ({"keys": torch.zeros(2)}, "keys must be"),
-        ({"mode": "trajectory"}, "needs reveal_step"),
-        ({"mode": "trajectory", "reveal_step": torch.zeros(2, 5).long()}, "reveal_step must have the shape"),
-        ({"complement": True}, "belongs to remasking mode 'coupled'"),
-        ({"prompt_mask_ratio": 0.15}, "belongs to remasking mode 'full'"),
-        ({"mode": "full", "prompt_mask_ratio": 0.15}, "needs prompt_mask"),
-        ({"mode": "full", "prompt_mask_ratio": 2.0}, "prompt_mask_ratio must be in"),
-        (
-            {"mode": "full", "prompt_mask_ratio": 0.1, "prompt_mask": torch.ones(1, 4)},
-            "prompt_mask must have the shape",
-        ),
     ],
 )
 def test_errors_name_the_problem(change, message):

@@ -1,20 +1,28 @@
 """The samplers against the published decodes, closed forms, and each row against itself in another batch."""
 
-import json
 import math
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from golden_files import golden_runs
 from safetensors.torch import load_file
 
 from maskgrpo_plugin.diffusion.levels import get_schedule
-from maskgrpo_plugin.diffusion.samplers import SamplerOptionError, build_sampler
+from maskgrpo_plugin.diffusion.samplers import (
+    SAMPLERS,
+    build_for_run,
+    build_sampler,
+    option,
+    option_names,
+    register_sampler,
+)
+from maskgrpo_plugin.diffusion.samplers.options import number
+from maskgrpo_plugin.diffusion.samplers.scheduled import ScheduledSampler
+from maskgrpo_plugin.errors import OptionError
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "llada_tiny"
-RUNS = json.loads((GOLDEN / "decode.json").read_text())["runs"]
 MASK, VOCAB = 11, 12
 ORDERINGS = ("low_confidence", "random", "entropy", "margin")
 IMAGE = ("emerge", "maskgit")
@@ -76,21 +84,24 @@ def image(name, **options):
 # ---- published decodes
 
 
-@pytest.mark.parametrize("run", range(len(RUNS)))
-def test_equals_the_published_sampler_token_for_token(run):
+@pytest.mark.golden
+@pytest.mark.parametrize(("name", "settings"), golden_runs("llada_tiny"))
+def test_equals_the_published_sampler_token_for_token(golden_path, name, settings):
     from transformers import AutoModelForCausalLM
 
     from maskgrpo_plugin.models import register
 
     register()
-    model = AutoModelForCausalLM.from_pretrained(GOLDEN, dtype=torch.float32).eval()
-    golden = load_file(GOLDEN / "decode.safetensors")
-    options = dict(RUNS[run])
-    sampler = build_sampler("semi_autoregressive", response_length=options.pop("gen_length"), **options)
-    output = sampler.generate(model, golden["prompts"], mask_token_id=95)
-    assert torch.equal(output.sequences, golden[f"run{run}"])
-    assert output.model_calls == options["steps"]
-    assert (output.reveal_step[:, :12] == -1).all() and (output.reveal_step[:, 12:] >= 0).all()
+    model = AutoModelForCausalLM.from_pretrained(golden_path("llada_tiny"), dtype=torch.float32).eval()
+    golden = load_file(golden_path("llada_tiny", "decode.safetensors"))
+    ours = {"gen_length": "response_length", "remasking": "ordering"}
+    options = {ours.get(key, key): value for key, value in settings.items() if key != "mask_token_id"}
+    sampler = build_sampler("semi_autoregressive", **options)
+    output = sampler.generate(model, golden["prompts"], mask_token_id=settings["mask_token_id"])
+    assert torch.equal(output.sequences, golden[name])
+    assert output.model_calls == settings["steps"]
+    length = golden["prompts"].shape[1]
+    assert (output.reveal_step[:, :length] == -1).all() and (output.reveal_step[:, length:] >= 0).all()
 
 
 # ---- one row, whatever its batch
@@ -218,7 +229,7 @@ def test_image_tokens_come_from_the_slice(name, temperature):
     output = sampler.generate(FakeModel(logits), prompts(200, 2), mask_token_id=MASK)
     response = output.sequences[:, 2:]
     assert set(response.unique().tolist()) == ({6} if temperature == 0 else {5, 6, 7})
-    with pytest.raises(SamplerOptionError, match="vocab_slice"):
+    with pytest.raises(OptionError, match="vocab_slice"):
         image(name, vocab_slice=(5, 99)).generate(FakeModel(logits), prompts(1, 2), mask_token_id=MASK)
     with pytest.raises(ValueError, match="nothing is left"):
         image(name, vocab_slice=(MASK, VOCAB)).generate(FakeModel(logits), prompts(1, 2), mask_token_id=MASK)
@@ -346,7 +357,7 @@ def test_stop_tokens_of_prompt_and_canvas_do_not_stop():
 
 
 def test_the_mask_token_never_fills():
-    with pytest.raises(SamplerOptionError, match="fill_token_id"):
+    with pytest.raises(OptionError, match="fill_token_id"):
         text(stop_token_ids=(5,), fill_token_id=MASK).generate(
             FakeModel(torch.zeros(VOCAB)), prompts(1, 1), mask_token_id=MASK
         )
@@ -382,7 +393,7 @@ def test_a_longer_canvas_shares_the_steps():
     canvas = torch.full((1, 16), MASK)
     output = text(response_length=8, block_length=4, steps=6).generate(MixingModel(), canvas, mask_token_id=MASK)
     assert output.reveal_step.unique().tolist() == list(range(6)) and output.model_calls == 6
-    with pytest.raises(SamplerOptionError, match="steps=2: the canvas has 4 blocks"):
+    with pytest.raises(OptionError, match="steps=2 is not usable; the canvas has 4 blocks"):
         text(response_length=8, block_length=4, steps=2).generate(MixingModel(), canvas, mask_token_id=MASK)
 
 
@@ -413,17 +424,40 @@ def test_emerge_leaves_the_share_of_the_schedule(schedule):
         assert abs(share - k) <= 4 * math.sqrt(k * (1 - k) / (rows * length))
 
 
-@pytest.mark.parametrize("length", [10, 33])
+@pytest.mark.parametrize(("length", "steps"), [(10, 10), (33, 10), (16, 12), (16, 20)])
 @pytest.mark.parametrize(
     ("schedule", "k"), [("cosine", lambda x: math.cos(math.pi / 2 * x)), ("linear", lambda x: 1 - x)]
 )
-def test_maskgit_leaves_the_number_of_the_schedule(schedule, k, length):
-    steps = 10
+def test_maskgit_leaves_the_number_of_the_schedule_and_reveals_one_token_at_least(schedule, k, length, steps):
     sampler = image("maskgit", response_length=length, steps=steps, schedule=schedule, temperature=3.0)
     output = sampler.generate(MixingModel(), prompts(4, 2), mask_token_id=MASK)
-    for step in range(steps):
+    before = length
+    for step in range(output.model_calls):
         left = (output.reveal_step > step).sum(-1).tolist()
-        assert left == [math.floor(length * k((step + 1) / steps) + 1e-6)] * 4
+        before = min(math.floor(length * k((step + 1) / steps) + 1e-6), before - 1)
+        assert left == [before] * 4
+    assert before == 0 and output.model_calls == min(length, steps)
+
+
+@pytest.mark.parametrize(("length", "steps"), [(16, 12), (16, 20), (10, 10)])
+def test_maskgit_equals_the_published_loop_where_the_schedule_stands_still(length, steps):
+    """Published: a step keeps max(1, min(⌊N·k⌋, unknown − 1)) masks, those of the lowest confidence."""
+    canvas = torch.cat([prompts(1, 3), torch.full((1, length), MASK)], dim=1)
+    output = image("maskgit", response_length=length, steps=steps, temperature=0.0).generate(
+        MixingModel(), canvas, mask_token_id=MASK
+    )
+    for step in range(steps):
+        hidden = canvas == MASK
+        logits = MixingModel()(canvas).logits
+        logits[..., MASK] = -math.inf
+        confidence, guess = logits.softmax(-1).max(-1)
+        filled = torch.where(hidden, guess, canvas)
+        if step == steps - 1:
+            break
+        left = max(1, min(math.floor(length * math.cos(math.pi / 2 * (step + 1) / steps)), int(hidden.sum()) - 1))
+        confidence[~hidden] = math.inf
+        canvas = filled.scatter(1, confidence.topk(left, largest=False).indices, MASK)
+    assert torch.equal(output.sequences, filled)
 
 
 def test_maskgit_reveals_the_most_probable_first_and_its_noise_anneals():
@@ -529,20 +563,72 @@ def test_image_guidance_formula_and_whole_canvas(name):
         ("maskgit", {"cfg_scale": -1.0}, "cfg_scale=-1.0"),
         ("maskgit", {"vocab_slice": (5, 5)}, "vocab_slice"),
         ("maskgit", {"vocab_slice": (5,)}, "vocab_slice"),
+        ("semi_autoregressive", {"early_stop": 1}, "early_stop=1.*true, false"),
+        ("semi_autoregressive", {"low_threshold": 0.95}, "low_threshold=0.95"),
     ],
 )
 def test_errors_name_the_option(name, options, named):
     base = {"steps": 4, "response_length": 8} | ({"block_length": 4} if name == "semi_autoregressive" else {})
-    with pytest.raises(SamplerOptionError, match=named) as error:
+    with pytest.raises(OptionError, match=named) as error:
         build_sampler(name, **(base | options))
     assert isinstance(error.value, ValueError)
 
 
 def test_missing_options_are_named():
-    with pytest.raises(SamplerOptionError, match="response_length"):
+    with pytest.raises(OptionError, match="response_length"):
         build_sampler("emerge", steps=4)
 
 
 def test_unknown_arguments_of_generate_are_errors():
     with pytest.raises(TypeError, match="uncond_input_ids"):
         text().generate(MixingModel(), prompts(1, 2), mask_token_id=MASK, uncond_input_ids=prompts(1, 2))
+
+
+def test_without_early_stop_every_block_is_decoded():
+    logits = torch.zeros(VOCAB)
+    logits[5] = 9.0
+    output = text(stop_token_ids=(5,), early_stop=False).generate(FakeModel(logits), prompts(2, 3), mask_token_id=MASK)
+    assert output.model_calls == 8 and (output.reveal_step[:, 3:] >= 0).all()
+
+
+# ---- by name
+
+
+def test_a_sampler_of_ones_own_is_found_by_its_name():
+    @register_sampler("left_to_right")
+    @dataclass(frozen=True, kw_only=True)
+    class LeftToRight(ScheduledSampler):
+        """Reveals `stride` tokens per step from the left."""
+
+        modalities = ("text",)
+        stride: int = option(number(1, whole=True), 2)
+
+        def reveal(self, logits, chosen, positions, total, step, generator):
+            return positions & (positions.cumsum(-1) <= self.stride)
+
+    try:
+        sampler = build_for_run("left_to_right", {"steps": 5}, response_length=6, temperature=0.0, stop_token_ids=(1,))
+        output = sampler.generate(MixingModel(), prompts(1, 2), mask_token_id=MASK)
+        assert output.reveal_step[0].tolist() == [-1, -1, 0, 0, 1, 1, 2, 2]
+        assert "stride" in option_names("left_to_right") and "temperature" not in option_names("left_to_right")
+        with pytest.raises(OptionError, match=r"stride=0"):
+            build_sampler("left_to_right", response_length=6, stride=0)
+        with pytest.raises(ValueError, match="already registered"):
+            register_sampler("left_to_right")(type("Other", (LeftToRight,), {}))
+    finally:
+        del SAMPLERS["left_to_right"]
+
+
+def test_a_runs_options_are_the_samplers_own():
+    sampler = build_for_run("emerge", {"steps": 4}, response_length=8, temperature=0.5, stop_token_ids=(1,))
+    assert (sampler.steps, sampler.temperature) == (4, 0.5)
+    with pytest.raises(OptionError, match=r"response_length=8.*no such option; it has steps"):
+        build_for_run("emerge", {"response_length": 8}, temperature=0.5)
+    with pytest.raises(OptionError, match=r"block_length=4.*no such option; it has steps, cfg_scale"):
+        build_for_run("emerge", {"block_length": 4}, response_length=8)
+
+
+def test_what_runs_have_not_asked_for_is_the_published_default():
+    text, image = build_sampler("semi_autoregressive", response_length=128), build_sampler("emerge", response_length=9)
+    assert (text.steps, text.block_length, text.early_stop) == (128, None, True)
+    assert (image.steps, image.schedule) == (20, "cosine")

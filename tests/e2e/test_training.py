@@ -117,7 +117,7 @@ def test_two_steps_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_p
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=6",  # the first ratio is exact in equal batches
         "data.max_prompt_length=64",
         "data.max_response_length=64",
-        "actor_rollout_ref.rollout.sampler.steps=32",
+        "actor_rollout_ref.rollout.sampler.options.steps=32",
         "trainer.total_training_steps=2",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
@@ -181,7 +181,7 @@ def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_pat
         "reward.image.scorers.clip_folder=null",
         f"+reward.image.scorers.bright={{factory: '{factory}'}}",
         f"+reward.image.scorers.fragile={{factory: '{factory}', max_batch: 1, options: {{fail_below: 0.5}}}}",
-        "actor_rollout_ref.rollout.sampler.cfg_scale=1.5",
+        "actor_rollout_ref.rollout.sampler.options.cfg_scale=1.5",
         "algorithm.estimation.cfg_scale=1.5",
         f"trainer.default_local_dir={tmp_path}",
         "trainer.total_training_steps=1",

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import merge_shards, resolve_checkpoint
 
 
@@ -87,12 +87,12 @@ def test_shards_of_missing_ranks_or_several_runs_are_refused(tiny_run, actor):
     state = weights(tiny_run / "model")
     write_shards(state, actor, 2)
     write_shards(state, actor, 1)
-    with pytest.raises(ConfigError, match="one file for each rank of one run"):
+    with pytest.raises(OptionError, match="one file for each rank of one run"):
         merge_shards(actor)
     (actor / "model_world_size_1_rank_0.pt").unlink()
     assert_same(merge_shards(actor), state)
     (actor / "model_world_size_2_rank_1.pt").unlink()
-    with pytest.raises(ConfigError, match="one file for each rank"):
+    with pytest.raises(OptionError, match="one file for each rank"):
         merge_shards(actor)
 
 
@@ -125,7 +125,7 @@ def test_an_adapter_without_a_base_is_refused(adapted, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     settings = tmp_path / "adapter" / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": None}))
-    with pytest.raises(ConfigError, match="--base-model"):
+    with pytest.raises(OptionError, match="--base-model"):
         resolve_checkpoint(str(tmp_path / "adapter"), tmp_path / "merged")
 
 
@@ -141,5 +141,5 @@ def test_shards_of_a_lora_run_are_merged(tiny_run, adapted, actor, tmp_path, ada
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"neither config\.json"):
+    with pytest.raises(OptionError, match=r"neither config\.json"):
         resolve_checkpoint(str(tmp_path), tmp_path / "merged")

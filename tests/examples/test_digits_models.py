@@ -68,7 +68,12 @@ def test_the_model_and_its_tokenizers_load_and_draw(made):
     text = "[iPAD] [iPAD] <|t2i|> <|bos|> a handwritten seven <|endoftext|> <|soi|>"
     assert tokenizer.convert_ids_to_tokens(prompt.prompt_ids) == text.split()
     tokens = torch.tensor([prompt.canvas_ids])
-    assert model(tokens, attention_mask=torch.tensor([prompt.canvas_mask])).logits.shape[2] == family.vocabulary
+    assert (
+        model(
+            tokens, attention_mask=torch.tensor([(*prompt.prompt_mask, *(1 for _ in prompt.response_ids))])
+        ).logits.shape[2]
+        == family.vocabulary
+    )
     assert vq.decode_code(torch.zeros(1, 16, dtype=torch.long)).shape == (1, 3, 8, 8)
 
 

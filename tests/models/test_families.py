@@ -4,36 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from small_tokenizer import make_tokenizer
 
-from maskgrpo_plugin.models.families import FAMILIES, DreamFamily, ImageTokens, build_family
+import maskgrpo_plugin  # noqa: F401
+from maskgrpo_plugin.models.families import FAMILIES, Family, ImageFamily, ImageTokens, build_family, register_family
 from maskgrpo_plugin.models.llada import LLaDAConfig
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
 from maskgrpo_plugin.models.mmada import MMadaConfig
 
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<|mdm_mask|>", "<unk>"]
 MMADA = ["[iPAD]", "<|t2i|>", "<|mmu|>", "<|soi|>", "<|eoi|>"]
 DIMOO = ["<image>", "</image>", "<answer>", "</answer>", "<newline>", "<uncondition>"]
 DIMOO += ["<system>", "</system>", "<user>", "</user>"]
-WORDS = ["a", "handwritten", "seven", "draw", "what", "is", "this"]
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-
-
-def make_tokenizer(*extra: str) -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *extra, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        mask_token="<|mdm_mask|>",
-        unk_token="<unk>",
-        additional_special_tokens=list(extra),
-        chat_template=TEMPLATE,
-    )
 
 
 def mmada(tokenizer=None, **changes):
@@ -78,7 +59,6 @@ def test_text_to_image_prompt_token_by_token():
     assert names(family, prompt.response_ids) == " ".join(["<|mdm_mask|>"] * 4 + ["<|eoi|>"])
     assert prompt.response_mask == (1, 1, 1, 1, 0)
     assert prompt.canvas_ids == prompt.prompt_ids + prompt.response_ids
-    assert prompt.canvas_mask == prompt.prompt_mask + (1,) * 5
 
 
 def test_the_unconditional_twin_is_as_long_and_has_no_text():
@@ -100,6 +80,16 @@ def test_understanding_prompt_token_by_token():
     assert prompt.uncond_ids == ()
     with_bos = family.understanding([0], [{"role": "user", "content": "<bos> what"}], 1)
     assert names(family, with_bos.prompt_ids) == "<|mmu|> <|soi|> #0 <|eoi|> <bos> what"
+
+
+def test_padding_that_is_attended_to_is_no_padding_to_what_follows():
+    """The published canvas: text length and `<|soi|>`, all of it seen by the model."""
+    hidden, seen = mmada().text_to_image("a seven"), mmada(attend_to_padding=True).text_to_image("a seven")
+    assert names(mmada(), seen.prompt_ids) == "[iPAD] [iPAD] [iPAD] <|t2i|> <bos> a seven <eos> <|soi|>"
+    assert (seen.prompt_ids, seen.uncond_ids) == (hidden.prompt_ids, hidden.uncond_ids)
+    assert seen.prompt_mask == seen.uncond_mask == (1,) * 9 and hidden.prompt_mask == (0,) * 3 + (1,) * 6
+    published = MMadaConfig(attend_to_padding=True).to_dict()
+    assert published["attend_to_padding"] is True and published["max_text_length"] == 257
 
 
 def test_a_text_up_to_the_length_fits_and_one_longer_is_refused():
@@ -132,6 +122,9 @@ def test_published_ids_where_the_tokenizer_names_none():
     assert set(prompt.prompt_ids[:-6]) == {126093}
     assert set(prompt.response_ids[:-1]) == {126336} and prompt.response_ids[-1] == 126085
     assert family.image.vocab_slice == (126349, 134541)
+    attended = build_family(MMadaConfig(attend_to_padding=True), Published()).text_to_image("a cat")
+    assert attended.prompt_ids == (126093,) * 252 + (126088, 126080, 11, 12, 126081, 126084)
+    assert attended.prompt_mask == attended.uncond_mask == (1,) * 258
 
 
 def test_config_decides_over_the_tokenizer():
@@ -153,10 +146,8 @@ def test_a_codebook_that_passes_the_vocabulary_is_refused():
 def test_image_tokens_and_codes():
     image = ImageTokens(offset=100, codebook_size=8, count=4)
     codes = torch.arange(8).view(2, 4)
-    assert torch.equal(image.to_codes(image.to_tokens(codes)), codes)
+    assert torch.equal(image.to_codes(codes + 100), codes)
     assert image.vocab_slice == (100, 108)
-    with pytest.raises(ValueError, match="0 to 7"):
-        image.to_tokens(torch.tensor([8]))
     with pytest.raises(ValueError, match="100 to 107"):
         image.to_codes(torch.tensor([99]))
 
@@ -204,8 +195,27 @@ def test_dimoo_understanding_prompt():
     assert names(family, prompt.prompt_ids) == (
         "<system> what </system> <user> is this <image> #0 #1 <newline> #2 #3 <newline> </image> </user> <answer>"
     )
+    assert names(family, prompt.response_ids) == "<|mdm_mask|> <|mdm_mask|> </answer>"
+    assert prompt.response_mask == (1, 1, 0)
     with pytest.raises(ValueError, match="system_prompts names no 'understanding'"):
         dimoo(system_prompts={}).understanding([0], [], 1)
+
+
+def test_dimoo_answers_end_with_their_closing_token_too():
+    family = dimoo()
+    assert family.stop_token_ids == (2, family.token_id("</answer>"))
+    assert mmada().stop_token_ids == (2,)
+
+
+def test_settings_of_the_chat_template_reach_it():
+    tokenizer = make_tokenizer(*MMADA)
+    tokenizer.chat_template = "{% if brief %}a {% endif %}{{ messages[0]['content'] }}"
+    family, question = mmada(tokenizer), [{"role": "user", "content": "what"}]
+    text = family.text_to_text(question, 1, brief=True)
+    image = family.understanding([0], question, 1, brief=True)
+    assert names(family, text.prompt_ids) == "a what"
+    assert names(family, image.prompt_ids) == "<|mmu|> <|soi|> #0 <|eoi|> <bos> a what"
+    assert names(family, family.text_to_text(question, 1).prompt_ids) == "what"
 
 
 def test_dimoo_is_recognised_by_its_tokenizer_after_saving():
@@ -216,11 +226,9 @@ def test_text_families():
     tokenizer = make_tokenizer()
     size = len(tokenizer)
     llada = build_family(LLaDAConfig(vocab_size=size, embedding_size=size, mask_token_id=3), tokenizer)
-    assert (llada.name, llada.logits_shift, llada.mask_token_id, llada.stop_token_ids) == ("llada", 0, 3, (2,))
+    assert (llada.name, llada.mask_token_id, llada.stop_token_ids) == ("llada", 3, (2,))
     prompt = llada.text_to_text([{"role": "user", "content": "what is this"}], 2)
     assert prompt.prompt_ids == tuple(tokenizer("what is this")["input_ids"]) and prompt.response_ids == (3, 3)
-    dream = build_family(SimpleNamespace(model_type="Dream", vocab_size=size, mask_token_id=None), tokenizer)
-    assert isinstance(dream, DreamFamily) and dream.logits_shift == 1 and dream.mask_token_id == 3
     with pytest.raises(ValueError, match="response_length=0"):
         llada.text_to_text([{"role": "user", "content": "what"}], 0)
 
@@ -235,3 +243,41 @@ def test_an_unknown_checkpoint_is_refused_with_what_there_is():
 def test_a_mask_token_that_cannot_be_it_is_refused():
     with pytest.raises(ValueError, match="mask_token_id=1"):
         mmada(mask_token_id=1)
+
+
+def test_an_image_family_must_lay_out_its_prompts():
+    class Half(ImageFamily):
+        name, model_types = "half", ("half",)
+
+        def text_to_image(self, text, grid=None):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match="understanding"):
+        Half(MMadaConfig(), make_tokenizer())
+
+
+@pytest.fixture
+def restored_families():
+    before = dict(FAMILIES)
+    yield
+    FAMILIES.clear()
+    FAMILIES.update(before)
+
+
+def test_a_family_from_outside_is_asked_first(restored_families):
+    @register_family
+    class Mine(Family):
+        name, model_types, end_tokens = "mine", ("llada",), ("seven",)
+
+        @classmethod
+        def recognises(cls, config, tokenizer):
+            return super().recognises(config, tokenizer) and getattr(config, "mine", False)
+
+    tokenizer = make_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "embedding_size": len(tokenizer), "mask_token_id": 3}
+    family = build_family(LLaDAConfig(**sizes, mine=True), tokenizer)
+    assert isinstance(family, Mine) and family.stop_token_ids == (2, family.token_id("seven"))
+    assert build_family(LLaDAConfig(**sizes), tokenizer).name == "llada"
+    assert register_family(Mine) is Mine
+    with pytest.raises(ValueError, match="family 'mine'"):
+        register_family(type("Other", (Family,), {"name": "mine", "model_types": ()}))

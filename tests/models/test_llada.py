@@ -1,27 +1,35 @@
 """LLaDA: golden logits, padding, published layout, and the masked-positions path."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from golden_files import tolerance
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import maskgrpo_plugin  # noqa: F401
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "llada_tiny"
+
+@pytest.fixture(scope="module")
+def folder(golden_path):
+    return golden_path("llada_tiny")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(GOLDEN).eval()
+def model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return load_file(GOLDEN / "golden.safetensors")
+def golden(folder):
+    return load_file(folder / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def published_config(folder):
+    return json.loads((folder / "config.json").read_text())
 
 
 def small(**changes):
@@ -30,50 +38,71 @@ def small(**changes):
     return LLaDAModelLM(LLaDAConfig(**(settings | {"embedding_size": 40, "mask_token_id": 39} | changes))).eval()
 
 
+@pytest.mark.golden
 def test_logits_equal_the_published_forward(model, golden):
     with torch.no_grad():
         logits = model(golden["input_ids"]).logits
-    torch.testing.assert_close(logits, golden["logits"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, golden["logits"], atol=tolerance(golden["logits"], 1e-5), rtol=0)
 
 
+@pytest.mark.golden
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_is_hidden_where_the_published_forward_shows_it(folder, golden, attention):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+    atol = tolerance(golden["logits"], 1e-5)
+    with torch.no_grad():
+        out = model(golden["input_ids"], attention_mask=golden["attention_mask"]).logits
+    assert torch.isfinite(out).all()
+    for n, (ids, mask) in enumerate(zip(golden["input_ids"], golden["attention_mask"].bool(), strict=True)):
+        with torch.no_grad():
+            alone = model(ids[None, mask]).logits[0]
+        torch.testing.assert_close(out[n, mask], alone, atol=atol, rtol=0)
+        if mask.all():
+            torch.testing.assert_close(out[n], golden["logits"][n], atol=atol, rtol=0)
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_padded_row_equals_the_row_alone(golden, side, attention):
-    model = AutoModelForCausalLM.from_pretrained(GOLDEN, attn_implementation=attention).eval()
-    row = golden["input_ids"][0, :25]
-    padding = torch.full((15,), 7)
-    padded = torch.cat([padding, row] if side == "left" else [row, padding])
-    mask = torch.cat([torch.zeros(15), torch.ones(25)] if side == "left" else [torch.ones(25), torch.zeros(15)]).long()
-    batch = torch.stack([padded, golden["input_ids"][1]])
-    masks = torch.stack([mask, torch.ones(40).long()])
+def test_a_padded_row_equals_the_row_alone(folder, golden, side, attention):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+    ids, atol = golden["input_ids"], tolerance(golden["logits"], 1e-5)
+    length = ids.shape[1]
+    kept = length - max(1, length * 3 // 8)
+    shift = length - kept if side == "left" else 0
+    padded, mask = ids[0, -1].repeat(length), torch.zeros(length, dtype=torch.long)
+    padded[shift : shift + kept], mask[shift : shift + kept] = ids[0, :kept], 1
+    batch, masks = torch.stack([padded, ids[-1]]), torch.stack([mask, torch.ones_like(mask)])
     with torch.no_grad():
         out = model(batch, attention_mask=masks).logits
-        alone = model(row[None]).logits[0]
-        other = model(golden["input_ids"][1:2]).logits[0]
-    torch.testing.assert_close(out[0][mask.bool()], alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(out[1], other, atol=1e-5, rtol=0)
+        alone = model(ids[:1, :kept]).logits[0]
+        other = model(ids[-1:]).logits[0]
+    torch.testing.assert_close(out[0][mask.bool()], alone, atol=atol, rtol=0)
+    torch.testing.assert_close(out[1], other, atol=atol, rtol=0)
     assert torch.isfinite(out).all()
 
 
-def test_saving_writes_the_published_layout(model, tmp_path):
+@pytest.mark.golden
+def test_saving_writes_the_published_layout(model, folder, published_config, tmp_path):
     model.save_pretrained(tmp_path)
-    saved, published = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / "model.safetensors")
+    saved, published = load_file(tmp_path / "model.safetensors"), load_file(folder / "model.safetensors")
     assert sorted(saved) == sorted(published)
     assert all(torch.equal(saved[name], published[name]) for name in published)
-    config, original = (
-        json.loads((tmp_path / "config.json").read_text()),
-        json.loads((GOLDEN / "config.json").read_text()),
-    )
+    config = json.loads((tmp_path / "config.json").read_text())
     for key in ("d_model", "n_heads", "n_kv_heads", "mlp_hidden_size", "rope_theta", "weight_tying", "mask_token_id"):
-        assert config[key] == original[key], key
+        assert config[key] == published_config[key], key
     assert config["model_type"] == "llada"
     assert config["architectures"] == ["LLaDAModelLM"]
-    assert config["auto_map"] == original["auto_map"]
+    assert config.get("auto_map") == published_config.get("auto_map")
 
 
-def test_weight_tying_decides_and_not_the_published_tie_word_embeddings(model):
-    assert json.loads((GOLDEN / "config.json").read_text())["tie_word_embeddings"] is True
-    assert model.config.tie_word_embeddings is False
+@pytest.mark.golden
+def test_the_published_weight_tying_is_taken(model, published_config):
+    assert model.config.tie_word_embeddings is published_config["weight_tying"]
+
+
+def test_weight_tying_decides_and_not_the_published_tie_word_embeddings():
+    assert small(tie_word_embeddings=True, weight_tying=False).config.tie_word_embeddings is False
     tied = small(weight_tying=True)
     assert "ff_out" not in tied.model.transformer
     ids = torch.arange(6)[None]

@@ -3,16 +3,14 @@
 import json
 import math
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
+from golden_files import tolerance
 from safetensors.torch import load_file, save_file
 
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
 from maskgrpo_plugin.models.magvitv2.modeling_magvitv2 import bits_to_indices, indices_to_codes
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "magvitv2"
 
 
 def seeded(name: str, shape: list[int]) -> torch.Tensor:
@@ -23,23 +21,49 @@ def seeded(name: str, shape: list[int]) -> torch.Tensor:
     return 1 + 0.05 * x if name.endswith("weight") else 0.05 * x
 
 
-@pytest.fixture(scope="module")
-def published():
-    shapes = json.loads((GOLDEN / "shapes.json").read_text())
-    return {name: seeded(name, shape) for name, shape in shapes.items()}
+def sizes_of(shapes: dict[str, list[int]]) -> dict[str, object]:
+    """What the shapes of the weights tell of the config."""
+
+    def blocks(side: str) -> list[int]:
+        counts = []
+        while f"{side}.{len(counts)}.block.0.conv1.weight" in shapes:
+            prefix = f"{side}.{len(counts)}.block."
+            counts.append(sum(name.startswith(prefix) and name.endswith(".conv1.weight") for name in shapes))
+        return counts
+
+    base, channels = shapes["encoder.conv_in.weight"][:2]
+    levels = range(len(blocks("encoder.down")))
+    return {
+        "in_channels": channels,
+        "base_channels": base,
+        "channel_multipliers": [shapes[f"encoder.down.{n}.block.0.conv1.weight"][0] // base for n in levels],
+        "encoder_blocks": blocks("encoder.down"),
+        "decoder_blocks": blocks("decoder.up"),
+        "code_bits": shapes["encoder.conv_out.weight"][0],
+    }
 
 
 @pytest.fixture(scope="module")
-def model(published, tmp_path_factory):
+def shapes(golden_path):
+    return json.loads(golden_path("magvitv2", "shapes.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model(shapes, golden_path, tmp_path_factory):
+    """The model of a published folder, whose config names no sizes; those that are not the default are added."""
     folder = tmp_path_factory.mktemp("published")
-    save_file(published, folder / "pytorch_model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"_class_name": "MAGVITv2", "_version": "0.0.1"}))
+    save_file({name: seeded(name, shape) for name, shape in shapes.items()}, folder / "pytorch_model.safetensors")
+    default = MAGVITv2Config()
+    config = {name: value for name, value in sizes_of(shapes).items() if getattr(default, name) != value}
+    file = golden_path("magvitv2") / "config.json"
+    config |= json.loads(file.read_text()) if file.is_file() else {}
+    (folder / "config.json").write_text(json.dumps({"_class_name": "MAGVITv2", "_version": "0.0.1", **config}))
     return MAGVITv2.from_pretrained(folder).eval()
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return load_file(GOLDEN / "golden.safetensors")
+def golden(golden_path):
+    return load_file(golden_path("magvitv2", "golden.safetensors"))
 
 
 def tiny(**changes) -> MAGVITv2:
@@ -55,20 +79,29 @@ def tiny(**changes) -> MAGVITv2:
     return MAGVITv2(MAGVITv2Config(**(settings | changes))).eval()
 
 
-def test_names_and_shapes_are_the_published_ones(model):
-    shapes = json.loads((GOLDEN / "shapes.json").read_text())
+@pytest.mark.golden
+def test_names_and_shapes_are_the_published_ones(model, shapes, golden):
     assert {name: list(value.shape) for name, value in model.state_dict().items()} == shapes
-    assert model.config.codebook_size == 8192 and model.config.downsampling == 16
+    assert model.config.codebook_size == 2 ** golden["encoded"].shape[1]
+    assert model.config.downsampling == golden["pixels"].shape[-1] // golden["encoded"].shape[-1]
 
 
+def test_the_published_sizes_are_the_default():
+    assert MAGVITv2Config().codebook_size == 8192 and MAGVITv2Config().downsampling == 16
+
+
+@pytest.mark.golden
 def test_decoded_pixels_equal_the_published_ones(model, golden):
-    torch.testing.assert_close(model.decode_code(golden["indices"]), golden["decoded"], atol=1e-4, rtol=0)
+    height, width = golden["decoded"].shape[-2:]
+    decoded = model.decode_code(golden["indices"], model.config.grid(height, width))
+    torch.testing.assert_close(decoded, golden["decoded"], atol=tolerance(golden["decoded"], 1e-4), rtol=0)
 
 
+@pytest.mark.golden
 def test_codes_equal_the_published_ones(model, golden):
     with torch.no_grad():
         latents = model.encode(golden["pixels"])
-    torch.testing.assert_close(latents, golden["encoded"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents, golden["encoded"], atol=tolerance(golden["encoded"], 1e-4), rtol=0)
     assert torch.equal(model.get_code(golden["pixels"]), golden["codes"])
 
 

@@ -1,23 +1,7 @@
-"""Who shares a mask, by `mask_sharing`."""
+"""Helpers of the trainer: means of reward components, captions."""
 
+from maskgrpo_plugin.rewards.failures import mean_reward_components
 from maskgrpo_plugin.trainer.image_log import distinct_words
-from maskgrpo_plugin.trainer.maskgrpo_sync import mask_keys, mean_reward_components
-
-ROWS, SESSIONS = [7, 7, 9, 9], [0, 1, 0, 1]
-
-
-def test_index_shares_between_completions_of_the_same_number():
-    keys = mask_keys(ROWS, SESSIONS, "index")
-    assert keys[0] == keys[2] and keys[1] == keys[3] and keys[0] != keys[1]
-
-
-def test_group_shares_within_the_group():
-    keys = mask_keys(ROWS, SESSIONS, "group")
-    assert keys[0] == keys[1] and keys[2] == keys[3] and keys[0] != keys[2]
-
-
-def test_sample_shares_with_nobody():
-    assert len(set(mask_keys(ROWS, SESSIONS, "sample"))) == 4
 
 
 def test_reward_components_are_averaged_over_the_samples_that_have_them():

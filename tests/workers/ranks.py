@@ -89,9 +89,10 @@ def train(worker, config, batch):
     from verl.workers.utils.padding import response_from_nested
 
     plan = omega_conf_to_dataclass(config.algorithm.estimation).plan(3, stop_token_ids=(2, 3))
+    updates = plan.build().updates
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     share = len(batch["prompts"]) // world
-    data = to_tensordict(batch, range(rank * share, (rank + 1) * share), estimation=plan)
+    data = to_tensordict(batch, range(rank * share, (rank + 1) * share), estimation=plan.to_plain(), updates=updates)
     scored = data.clone(recurse=False)
     tu.assign_non_tensor(scored, compute_loss=False, calculate_entropy=False, global_token_num=None)
     output = worker.actor.infer_batch(scored)

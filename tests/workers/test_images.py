@@ -14,12 +14,12 @@ import ranks
 
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.remasking import remask
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
 from maskgrpo_plugin.validation import preflight
-from maskgrpo_plugin.workers.agent_loop import build_prompt, visible
 from maskgrpo_plugin.workers.rollout.images import pixels_to_uint8
+from maskgrpo_plugin.workers.rollout.requests import RequestBuilder
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 
 
@@ -46,19 +46,17 @@ def make_server(folder, *overrides):
     return DiffusionServer(config.actor_rollout_ref.rollout, config.actor_rollout_ref.model, 0)
 
 
+def build(family, content, info):
+    return RequestBuilder(family.tokenizer, family).build([{"role": "user", "content": content}], info, 17)
+
+
 def prompt_of(family, digit):
-    return build_prompt(family, [{"role": "user", "content": f"a handwritten {digit}"}], {"modality": "t2i"}, 17)
+    return build(family, f"a handwritten {digit}", {"modality": "t2i"})
 
 
 async def draw(server, prompts, seeds):
     requests = [
-        server.generate(
-            "r",
-            visible(prompt.prompt_ids, prompt.prompt_mask),
-            {"temperature": 1.0, "seed": seed},
-            canvas_ids=list(prompt.response_ids),
-            uncond_ids=visible(prompt.uncond_ids, prompt.uncond_mask),
-        )
+        server.generate("r", prompt.prompt_ids, {"temperature": 1.0, "seed": seed}, **prompt.arguments)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     return await asyncio.gather(*requests)
@@ -70,7 +68,7 @@ def test_an_image_request_gives_codes_of_the_codebook_and_their_pixels(tiny_digi
     server = make_server(
         tiny_digits,
         f"actor_rollout_ref.rollout.sampler.name={sampler}",
-        f"actor_rollout_ref.rollout.sampler.cfg_scale={cfg_scale}",
+        f"actor_rollout_ref.rollout.sampler.options.cfg_scale={cfg_scale}",
     )
     prompts = [prompt_of(family, digit) for digit in ("seven", "two", "nine")]
 
@@ -99,7 +97,7 @@ def test_guidance_changes_what_is_drawn(tiny_digits, family):
     prompts = [prompt_of(family, "seven")]
     outputs = []
     for scale in (0.0, 8.0):
-        server = make_server(tiny_digits, f"actor_rollout_ref.rollout.sampler.cfg_scale={scale}")
+        server = make_server(tiny_digits, f"actor_rollout_ref.rollout.sampler.options.cfg_scale={scale}")
         outputs.append(asyncio.run(draw(server, prompts, [1]))[0].token_ids)
     assert outputs[0] != outputs[1]
 
@@ -107,8 +105,7 @@ def test_guidance_changes_what_is_drawn(tiny_digits, family):
 def test_a_question_about_an_image_is_answered_as_text(tiny_digits, family):
     server = make_server(tiny_digits, "actor_rollout_ref.rollout.sampler.name=emerge")
     info = {"modality": "mmu", "image_codes": list(range(16))}
-    prompt = build_prompt(family, [{"role": "user", "content": "a handwritten"}], info, 17)
-    ids = visible(prompt.prompt_ids, prompt.prompt_mask)
+    ids = build(family, "a handwritten", info).prompt_ids
     assert ids[:2] == [family.token_id("<|mmu|>"), family.token_id("<|soi|>")]
     assert ids[2:18] == [family.image.offset + code for code in range(16)]
     output = asyncio.run(server.generate("r", ids, {"temperature": 1.0, "seed": 1}))
@@ -118,9 +115,9 @@ def test_a_question_about_an_image_is_answered_as_text(tiny_digits, family):
 
 def test_prompts_that_do_not_fit_are_refused(family):
     with pytest.raises(ValueError, match="modality"):
-        build_prompt(family, [{"role": "user", "content": "a"}], {"modality": "video"}, 17)
+        build(family, "a", {"modality": "video"})
     with pytest.raises(ValueError, match="allowed are 8"):
-        build_prompt(family, [{"role": "user", "content": "a " * 20}], {"modality": "t2i"}, 17)
+        build(family, "a " * 20, {"modality": "t2i"})
 
 
 @pytest.mark.parametrize(
@@ -134,14 +131,14 @@ def test_prompts_that_do_not_fit_are_refused(family):
     ],
 )
 def test_image_runs_are_checked_at_the_start(tiny_digits, override, key):
-    extra = ["actor_rollout_ref.rollout.sampler.block_length=17"] if "semi" in override else []
-    with pytest.raises(ConfigError, match=key):
+    extra = ["actor_rollout_ref.rollout.sampler.options.block_length=17"] if "semi" in override else []
+    with pytest.raises(OptionError, match=key):
         preflight(compose(tiny_digits, override, *extra))
 
 
 def test_sides_that_the_tokenizer_does_not_divide_are_refused(tiny_digits):
     image = "actor_rollout_ref.rollout.image"
-    with pytest.raises(ConfigError, match=r"image\.height"):
+    with pytest.raises(OptionError, match=r"image\.height"):
         preflight(compose(tiny_digits, f"{image}.height=9", f"{image}.width=8"))
 
 
@@ -153,19 +150,19 @@ def image_batch(family):
     batch = {"prompts": [], "responses": [], "response_mask": [], "uncond_ids": []}
     for digit in ("seven", "two", "nine"):
         prompt = prompt_of(family, digit)
-        batch["prompts"].append(visible(prompt.prompt_ids, prompt.prompt_mask))
+        batch["prompts"].append(prompt.prompt_ids)
         batch["responses"].append([*torch.randint(start, stop, (16,), generator=g).tolist(), end])
-        batch["response_mask"].append([1] * 16 + [0])
-        batch["uncond_ids"].append(visible(prompt.uncond_ids, prompt.uncond_mask))
+        batch["response_mask"].append(prompt.response_mask)
+        batch["uncond_ids"].append(prompt.uncond_ids)
     for length in (17, 5, 9):
         info = {"modality": "mmu", "image_codes": torch.randint(16, (16,), generator=g).tolist()}
-        prompt = build_prompt(family, [{"role": "user", "content": "a handwritten"}], info, 17)
+        prompt = build(family, "a handwritten", info)
         answer = torch.randint(9, 14, (17,), generator=g)
         answer[length:] = family.stop_token_ids[0]
-        batch["prompts"].append(list(prompt.prompt_ids))
+        batch["prompts"].append(prompt.prompt_ids)
         batch["responses"].append(answer.tolist())
         batch["response_mask"].append([1] * 17)
-        batch["uncond_ids"].append([family.mask_token_id] * len(prompt.prompt_ids))
+        batch["uncond_ids"].append(prompt.uncond_ids)
     batch["mask_key"] = list(range(6))
     batch["advantages"] = torch.randn(6, generator=g).tolist()
     batch["reveal_step"] = [[0] * 17] * 6
@@ -254,7 +251,7 @@ def test_the_shipped_image_configs_pass_with_a_small_checkpoint(tiny_digits, nam
         BRIGHTNESS[-1],
     ]
     tokenizer = f"actor_rollout_ref.rollout.image.tokenizer_path={tiny_digits}/vq"
-    with pytest.raises(ConfigError, match="tokenizer_path"):
+    with pytest.raises(OptionError, match="tokenizer_path"):
         preflight(ranks.compose_config("", *overrides, name=name, folder_key=None))
     config = ranks.compose_config("", *overrides, tokenizer, name=name, folder_key=None)
     assert preflight(config)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer, TransformersServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer
+from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
 from maskgrpo_plugin.workers.rollout.weight_transfer import packed_bytes, send_weights
 
 LORA = [
@@ -149,8 +150,8 @@ def test_adapters_that_came_before_leave_no_trace_in_bfloat16(tiny_run, cls):
 
 
 def test_block_caches_work_under_an_adapter(tiny_run):
-    server = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.sampler.cache=dual")
-    merged = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.sampler.cache=dual")
+    server = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.sampler.options.cache=dual")
+    merged = make_server(tiny_run, DiffusionServer, "actor_rollout_ref.rollout.sampler.options.cache=dual")
     model = make_adapter(tiny_run, DiffusionServer)
 
     async def answer(server, *sent):

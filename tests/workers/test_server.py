@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
 from maskgrpo_plugin.workers.rollout.model_weights import allocate_parameters, release_parameters
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer, TransformersServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer
+from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
 from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
 
 PROMPTS = [[1, 10, 11, 19, 12, 13, 21], [1, 10, 19, 12, 21], [1, 14, 15, 16, 19, 12, 13, 17, 21], [1, 10, 11, 19, 12]]
@@ -64,7 +65,7 @@ def test_waiting_requests_take_the_places_of_rows_that_ended(tiny_run):
         some = [token for block in first_blocks for token in block if not all(token in b for b in first_blocks)]
         server.stop_token_ids = narrow.stop_token_ids = some[:1]
         alone = [(await ask(server, [n], 1.0))[0] for n in range(4)]
-        return alone, await ask(narrow, numbers, 1.0), narrow.batcher.metrics
+        return alone, await ask(narrow, numbers, 1.0), narrow.queue.metrics
 
     alone, together, metrics = run(go())
     assert together == [alone[n] for n in numbers]

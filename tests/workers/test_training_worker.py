@@ -26,25 +26,34 @@ SGD = [
     "actor_rollout_ref.actor.grad_clip=1000.0",
 ]
 ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
+DYNAMIC = [
+    "actor_rollout_ref.actor.use_dynamic_bsz=true",
+    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
+    "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=true",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=48",
+]
+COUPLED = ["algorithm.estimation.estimator=coupled"]
+TRAJECTORY = ["algorithm.estimation.estimator=trajectory", "algorithm.estimation.mu=1"]
 VARIANTS = {
     "plain": [],
     "micro": [*ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2"],
-    "dynamic": [
-        "actor_rollout_ref.actor.use_dynamic_bsz=true",
-        "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
-        "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=true",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=32",
-        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=48",
-    ],
+    "dynamic": DYNAMIC,
     "one_level": ["algorithm.estimation.mu=1"],
-    "inverse_t": ["algorithm.estimation.mu=1", "algorithm.estimation.time_weighting=inverse_t"],
-    "tail": ["algorithm.estimation.mu=1", "algorithm.estimation.train_on_tail=true"],
+    "inverse_t": ["algorithm.estimation.mu=1", "algorithm.estimation.options.time_weighting=inverse_t"],
+    "tail": ["algorithm.estimation.mu=1", "algorithm.estimation.canvas=full"],
+    "visible": ["algorithm.estimation.canvas=visible"],
+    "visible_one": ["algorithm.estimation.mu=1", "algorithm.estimation.canvas=visible"],
     "trimmed": ["algorithm.estimation.mu=1", "algorithm.estimation.canvas=trimmed"],
     "random": ["algorithm.estimation.remasking=random", "algorithm.estimation.gamma=0.3"],
     "unigrpo": ["algorithm.estimation.estimator=unigrpo"],
     "diffu_grpo": ["algorithm.estimation.estimator=diffu_grpo"],
-    "coupled": ["algorithm.estimation.estimator=coupled"],
-    "tracerl": ["algorithm.estimation.estimator=tracerl"],
+    "coupled": COUPLED,
+    "coupled_micro": [*COUPLED, *ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1"],
+    "trajectory": TRAJECTORY,
+    "trajectory_micro": [*TRAJECTORY, *ONE_BY_ONE],
+    "trajectory_dynamic": [*TRAJECTORY, *DYNAMIC],
+    "tracerl": [*TRAJECTORY, "actor_rollout_ref.actor.policy_loss.loss_mode=tracerl"],
     "gmpo": ["actor_rollout_ref.actor.policy_loss.loss_mode=maskgrpo_gmpo"],
     "gmpo_micro": [*ONE_BY_ONE, "actor_rollout_ref.actor.policy_loss.loss_mode=maskgrpo_gmpo"],
     "gspo": [
@@ -80,7 +89,9 @@ def row_tensors(batch, row):
     return tokens, flags
 
 
-def reference_weights(folder, batch, levels, *, beta=0.01, low=0.2, high=0.2, lr=0.5, seed=0, step=3, weights=None):
+def reference_weights(
+    folder, batch, levels, *, beta=0.01, low=0.2, high=0.2, lr=0.5, seed=0, step=3, weights=None, hide_tail=True
+):
     """SGD on the objective written token by token, a completion at a time, with full logits and no padding."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     mask_token_id = model.config.mask_token_id
@@ -98,7 +109,11 @@ def reference_weights(folder, batch, levels, *, beta=0.01, low=0.2, high=0.2, lr
                 keys=torch.tensor([batch["mask_key"][row]]),
                 mask_token_id=mask_token_id,
             )
-            log_probs = model(noised.noisy).logits.log_softmax(-1)
+            noisy = noised.noisy.clone()
+            if hide_tail:
+                end = int(flags[0].nonzero().max()) + 1
+                noisy[0, end:] = mask_token_id
+            log_probs = model(noisy).logits.log_softmax(-1)
             at = noised.masked[0].nonzero().flatten().tolist()
             found.append([log_probs[0, n, tokens[0, n]] for n in at])
         return found
@@ -136,6 +151,11 @@ def test_two_levels_update_as_the_formula_says(tiny_run, batch, one_rank):
     assert_same(one_rank["plain"]["weights"], reference_weights(tiny_run, batch, mask_levels(2, 0.6)))
 
 
+def test_a_visible_tail_is_shown_to_the_model(tiny_run, batch, one_rank):
+    expected = reference_weights(tiny_run, batch, mask_levels(2, 0.6), hide_tail=False)
+    assert_same(one_rank["visible"]["weights"], expected)
+
+
 def test_one_level_and_its_weight_by_time(tiny_run, batch, one_rank):
     levels = mask_levels(1, 0.6)
     assert_same(one_rank["one_level"]["weights"], reference_weights(tiny_run, batch, levels))
@@ -149,13 +169,30 @@ def test_micro_batches_change_nothing(one_rank, variant):
     assert_same(one_rank[variant]["weights"], one_rank["plain"]["weights"])
 
 
+@pytest.mark.parametrize("variant", ["trajectory_micro", "trajectory_dynamic"])
+def test_passes_of_a_separable_estimator_may_lie_in_any_micro_batch(one_rank, variant):
+    torch.testing.assert_close(one_rank[variant]["old"], one_rank["trajectory"]["old"], atol=1e-6, rtol=0)
+    assert_same(one_rank[variant]["weights"], one_rank["trajectory"]["weights"])
+
+
+def test_passes_that_are_added_stay_together(one_rank):
+    torch.testing.assert_close(one_rank["coupled_micro"]["old"], one_rank["coupled"]["old"], atol=1e-6, rtol=0)
+    assert_same(one_rank["coupled_micro"]["weights"], one_rank["coupled"]["weights"])
+
+
+def test_passes_that_do_not_vary_are_asked_of_the_old_policy_once(one_rank):
+    assert one_rank["trajectory"]["old"].shape[-1] == 1
+    assert one_rank["plain"]["old"].shape[-1] == 2
+
+
 def test_gmpo_does_not_depend_on_micro_batches(one_rank):
     assert_same(one_rank["gmpo_micro"]["weights"], one_rank["gmpo"]["weights"])
 
 
 def test_two_ranks_update_as_one(tiny_run, batch, one_rank, tmp_path):
-    results = ranks.run_ranks(2, tiny_run, [SGD, [*SGD, *VARIANTS["gmpo"]]], batch, tmp_path)
-    for number, variant in enumerate(("plain", "gmpo")):
+    variants = ("plain", "gmpo", "trajectory", "trajectory_dynamic", "coupled", "tracerl")
+    results = ranks.run_ranks(2, tiny_run, [[*SGD, *VARIANTS[name]] for name in variants], batch, tmp_path)
+    for number, variant in enumerate(variants):
         first, second = (result[number] for result in results)
         assert_same(first["weights"], second["weights"], atol=0)
         assert_same(first["weights"], one_rank[variant]["weights"])
@@ -164,7 +201,7 @@ def test_two_ranks_update_as_one(tiny_run, batch, one_rank, tmp_path):
 
 
 def test_first_ratio_is_exactly_one(one_rank):
-    for variant in ("plain", "random", "coupled", "tracerl", "diffu_grpo", "unigrpo", "lora"):
+    for variant in ("plain", "random", "coupled", "trajectory", "diffu_grpo", "unigrpo", "lora"):
         assert max(one_rank[variant]["metrics"]["level_1/log_ratio_abs_max"]) == 0.0, variant
 
 
@@ -199,7 +236,7 @@ def test_coupled_masks_cover_every_token_once(batch, one_rank):
 
 
 def test_a_trimmed_canvas_changes_rows_with_a_tail_only(one_rank):
-    full, trimmed = one_rank["one_level"]["old"], one_rank["trimmed"]["old"]
+    full, trimmed = one_rank["visible_one"]["old"], one_rank["trimmed"]["old"]
     torch.testing.assert_close(trimmed[0::2], full[0::2], atol=1e-6, rtol=0)
     assert (trimmed[1::2] - full[1::2]).abs().max() > 1e-4
 

@@ -1,48 +1,30 @@
-"""Samplers of masked diffusion models by name."""
+"""Samplers of masked diffusion models, one file each (blocks/ for those that decode block after block), by name."""
 
-from dataclasses import MISSING, fields
-from typing import Any
-
-from maskgrpo_plugin.diffusion.samplers.base import Sampler, SamplerOptionError, SamplerOutput
-from maskgrpo_plugin.diffusion.samplers.image import EmergeSampler, MaskGITSampler
-from maskgrpo_plugin.diffusion.samplers.semi_autoregressive import SemiAutoregressiveSampler
-
-SAMPLERS: dict[str, type[Sampler]] = {
-    "semi_autoregressive": SemiAutoregressiveSampler,
-    "emerge": EmergeSampler,
-    "maskgit": MaskGITSampler,
-}
-
-
-def build_sampler(name: str, **options: Any) -> Sampler:
-    """Build a sampler.
-
-    Args:
-        name: `semi_autoregressive`, `emerge` or `maskgit`.
-        **options: the sampler's options; see its class.
-
-    Raises:
-        SamplerOptionError: an unknown name or option, one that is missing, or a value that cannot work.
-    """
-    if name not in SAMPLERS:
-        raise SamplerOptionError("name", name, f"allowed: {', '.join(SAMPLERS)}")
-    known = [field.name for field in fields(SAMPLERS[name])]
-    for option, value in options.items():
-        if option not in known:
-            raise SamplerOptionError(option, value, f"{name} has no such option; it has {', '.join(known)}")
-    for field in fields(SAMPLERS[name]):
-        if field.name not in options and field.default is MISSING:
-            raise SamplerOptionError(field.name, None, f"{name} needs a value")
-    return SAMPLERS[name](**options)
-
+from maskgrpo_plugin.diffusion.samplers.base import Sampler, SamplerOutput
+from maskgrpo_plugin.diffusion.samplers.blocks.sampler import SemiAutoregressiveSampler
+from maskgrpo_plugin.diffusion.samplers.emerge import EmergeSampler
+from maskgrpo_plugin.diffusion.samplers.maskgit import MaskGITSampler
+from maskgrpo_plugin.diffusion.samplers.options import option
+from maskgrpo_plugin.diffusion.samplers.registry import (
+    SAMPLERS,
+    build_for_run,
+    build_sampler,
+    get_sampler,
+    option_names,
+    register_sampler,
+)
 
 __all__ = [
     "SAMPLERS",
     "EmergeSampler",
     "MaskGITSampler",
     "Sampler",
-    "SamplerOptionError",
     "SamplerOutput",
     "SemiAutoregressiveSampler",
+    "build_for_run",
     "build_sampler",
+    "get_sampler",
+    "option",
+    "option_names",
+    "register_sampler",
 ]

@@ -1,23 +1,19 @@
-"""What all samplers share: options, output, the canvas, and the guided forward pass."""
+"""What all samplers share: their interface, the canvas, and the model's logits."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers.noise import Generators
+from maskgrpo_plugin.diffusion.samplers.options import number, option, token_ids
+from maskgrpo_plugin.diffusion.shift import logits_in_place
+from maskgrpo_plugin.errors import OptionError
 
-
-class SamplerOptionError(ValueError):
-    """A sampler option that cannot work; names the option, its value and what is allowed."""
-
-    def __init__(self, option: str, value: Any, allowed: str):
-        super().__init__(f"sampler option {option}={value!r}: {allowed}")
-        self.option, self.value, self.allowed = option, value, allowed
+OnStep = Callable[[int, Tensor], None]
 
 
 @dataclass
@@ -38,42 +34,79 @@ class SamplerOutput:
 
 
 @dataclass
-class Canvas:
-    """The sequence being filled: `tokens` (B, L), `attention_mask` (B, L) or None, and where the response starts."""
+class DecodedRow:
+    """A row that has ended.
 
-    tokens: Tensor
-    attention_mask: Tensor | None
-    start: int
+    Attributes:
+        number: its number, as `RunningBatch.join` gave it.
+        response: (R,) int64 tokens, without a mask token.
+        reveal_step: (R,) int64, the row's own step that revealed a position; -1 where none did.
+        model_calls: forward passes that the row took part in.
+    """
 
-
-def check_number(option: str, value: Any, low: float, *, whole: bool = False) -> None:
-    """Raise SamplerOptionError unless `value` is a (whole) number of at least `low`."""
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < math.inf:
-        raise SamplerOptionError(option, value, f"allowed: {'whole numbers' if whole else 'numbers'} from {low}")
-
-
-def check_token_ids(option: str, value: Any) -> None:
-    """Raise SamplerOptionError unless `value` is a sequence of token ids, whole numbers from 0."""
-    whole = isinstance(value, Sequence) and all(
-        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value
-    )
-    if not whole:
-        raise SamplerOptionError(option, value, "allowed: a tuple of token ids, whole numbers from 0")
+    number: int
+    response: Tensor
+    reveal_step: Tensor
+    model_calls: int
 
 
-def check_choice(option: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise SamplerOptionError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise SamplerOptionError(option, value, f"allowed: {', '.join(allowed)}")
+class RunningBatch(Protocol):
+    """A batch that rows join and leave between its blocks; a row's tokens do not depend on the others."""
+
+    model_calls: int
+
+    @property
+    def running(self) -> bool:
+        """Whether a row has blocks to decode."""
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether `join` works now."""
+
+    def join(
+        self, tokens: Tensor, attention_mask: Tensor | None, generators: Sequence[torch.Generator | None]
+    ) -> list[int]:
+        """Add rows, (N, P + R) prompts and then masks, with one generator per row; returns a number for each row."""
+
+    def decode_block(self) -> None:
+        """Decode the next block of every row that has not ended."""
+
+    def leave(self) -> list[DecodedRow]:
+        """Take the rows that have ended out of the batch."""
 
 
-OnStep = Callable[[int, Tensor], None]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """Fills the masked positions of a canvas."""
+    """Fills the masked positions of a canvas. A subclass declares its options as fields made by `option`; building one
+    checks them.
+
+    Attributes:
+        modalities: of what it can be asked for, of `text` (and answers about images) and `t2i` (images). A sampler of
+            `t2i` also takes the option `vocab_slice`, (start, stop) of the ids that it may emit, and `generate`'s
+            `uncond_input_ids` and `uncond_attention_mask`, prompts (B, P) without their text and their mask.
+        steps: denoising steps in total.
+        response_length: tokens appended to a prompt that holds no mask token.
+        temperature: 0 takes the most probable token; above, see the sampler.
+        cfg_scale: guidance weight w, 0 for none; see the sampler.
+        forbidden_token_ids: tokens that are never emitted, like the mask token.
+
+    Raises:
+        OptionError: a value that cannot work.
+    """
+
+    modalities: ClassVar[tuple[str, ...]]
+
+    steps: int = option(number(1, whole=True))
+    response_length: int = option(number(1, whole=True), by_run=True)
+    temperature: float = option(number(0), 0.0, by_run=True)
+    cfg_scale: float = option(number(0), 0.0)
+    forbidden_token_ids: tuple[int, ...] = option(token_ids, ())
+
+    def __post_init__(self):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not (value is None and each.default is None):
+                each.metadata["check"](each.name, value)
 
     @abstractmethod
     def generate(
@@ -89,24 +122,44 @@ class Sampler(ABC):
         """Sample a batch, without gradients.
 
         Args:
-            model: called as (input_ids, attention_mask=…), returning `.logits` (B, L, V). Where it has the attribute
-                `supports_logits_positions`, it is also given `logits_positions`, (B, L) bool or (B, K) int64 columns,
-                and returns (N, V) or (B, K, V) that it has no further use for; with `supports_vocab_slice` also
-                `vocab_slice`, (start, stop), and returns these columns of the vocabulary; with `supports_packing` also
-                `packing`, a `Packing` of the mask.
+            model: a `maskgrpo_plugin.models.interface.MaskPredictor`, or any callable (input_ids, attention_mask=…)
+                returning `.logits` (B, L, V). Logits are overwritten.
             input_ids: (B, P) prompts, padded on the left; or a canvas (B, L) that already holds mask tokens: what is
                 visible in it stays.
             attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.
             mask_token_id: id of the mask token; never emitted.
-            generator: source of the noise: one, or one a row (a row's result then does not depend on its batch).
+            generator: source of the noise: one, or one per row (a row's result then does not depend on its batch).
             on_step: called after each step with its number and the tokens so far, (B, L) with masks where hidden.
 
         Returns:
             `SamplerOutput`.
 
         Raises:
-            ValueError: as many generators as rows are needed, and other inputs that do not fit each other.
+            ValueError: the number of generators is not the batch size, or shapes disagree.
         """
+
+    def decoder(self, model: Callable[..., Any], *, mask_token_id: int, pad_token_id: int = 0) -> RunningBatch | None:
+        """How a server serves it: an empty batch that rows join and leave; None: `generate` fills whole canvases."""
+        return None
+
+    @property
+    def draws(self) -> bool:
+        """Whether two samples of a prompt can differ."""
+        return self.temperature > 0
+
+    @property
+    def takes_compiled_models(self) -> bool:
+        """Whether the model's layers may be compiled for any shape (`rollout.compile`)."""
+        return True
+
+
+@dataclass
+class Canvas:
+    """The sequence being filled: `tokens` (B, L), `attention_mask` (B, L) or None, and where the response starts."""
+
+    tokens: Tensor
+    attention_mask: Tensor | None
+    start: int
 
 
 def make_canvas(input_ids: Tensor, attention_mask: Tensor | None, response_length: int, mask_token_id: int) -> Canvas:
@@ -126,6 +179,11 @@ def make_canvas(input_ids: Tensor, attention_mask: Tensor | None, response_lengt
     return Canvas(torch.cat([input_ids, masks], dim=1), attention_mask, input_ids.shape[1])
 
 
+def hide_prompt(prompt: Tensor, mask_token_id: int) -> Tensor:
+    """The unconditional prompt of a text under guidance: as long as the prompt, every token masked; (…,) -> (…,)."""
+    return torch.full_like(prompt, mask_token_id)
+
+
 def logits_at(
     model: Callable[..., Any],
     tokens: Tensor,
@@ -140,11 +198,11 @@ def logits_at(
     if getattr(model, "supports_logits_positions", False):
         logits = model(tokens, attention_mask=attention_mask, logits_positions=positions, **options).logits
     else:
-        logits = model(tokens, attention_mask=attention_mask, **options).logits[positions]
+        logits = _whole_logits(model, tokens, attention_mask, **options)[positions]
     if vocab_slice is None:
         return logits
     if vocab_slice[1] > logits.shape[-1]:
-        raise SamplerOptionError("vocab_slice", vocab_slice, f"the model has {logits.shape[-1]} tokens")
+        raise OptionError("vocab_slice", vocab_slice, f"the model has {logits.shape[-1]} tokens")
     return logits[:, vocab_slice[0] : vocab_slice[1]]
 
 
@@ -154,13 +212,26 @@ def logits_of_columns(
     """Logits at `columns` (B, K) int64 of each row; (B, K, V), which the caller may overwrite."""
     if getattr(model, "supports_logits_positions", False):
         return model(tokens, attention_mask=attention_mask, logits_positions=columns, **options).logits
-    logits = model(tokens, attention_mask=attention_mask, **options).logits
+    logits = _whole_logits(model, tokens, attention_mask, **options)
     return logits.gather(1, columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
+def _whole_logits(model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
+    """Logits (B, L, V), each at its token's column, of a model that computes them all."""
+    logits = model(tokens, attention_mask=attention_mask, **options).logits
+    return logits_in_place(logits, getattr(model, "logits_shift", 0), attention_mask)
+
+
 def ban(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
-    """Float32 logits (…, V), or float64 ones, with −∞ at the tokens that must not be emitted; column 0 is the token
-    `first`. What is given in float32 or float64 is overwritten.
+    """Logits with −∞ at tokens that must not be emitted.
+
+    Args:
+        logits: (…, V), whose column 0 is the token `first`; overwritten where they are float32 or float64.
+        token_ids: tokens that must not be emitted; those outside the columns are passed over.
+        first: token of column 0.
+
+    Returns:
+        (…, V), float32 (float64 stays).
 
     Raises:
         ValueError: nothing is left to emit.
@@ -175,10 +246,14 @@ def ban(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
 
 
 def top_k_per_row(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mark the `counts[b]` highest scores of each row; among equals the leftmost; (B, L) -> (B, L) bool.
+    """Mark the `counts[b]` highest scores of each row, among equals the leftmost; (B, L) -> (B, L) bool.
 
     The sort is stable, so that a row's marks depend on that row alone: torch.topk breaks ties by length and k, which
     come from the batch.
+
+    >>> top_k_per_row(torch.tensor([[0.5, 0.9, 0.5, 0.1], [0.2, 0.3, 0.4, 0.1]]), torch.tensor([2, 1]))
+    tensor([[ True,  True, False, False],
+            [False, False,  True, False]])
     """
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     ranks = torch.arange(scores.shape[-1], device=scores.device)

@@ -12,8 +12,8 @@ def uniform_rows(counts: Tensor, generator: Generators, device: torch.device) ->
     """Uniform draws in [0, 1) for `counts[b]` positions of each row b, stacked row after row.
 
     Args:
-        counts: (B,) how many positions each row draws for.
-        generator: one a row (the draws of a row then depend on its own generator and count alone), one for all, or
+        counts: (B,) number of positions per row.
+        generator: one per row (the draws of a row then depend on its own generator and count alone), one for all, or
             None for torch's global one.
         device: where the draws are wanted; a generator on another device draws there, and the result is moved.
 
@@ -29,8 +29,18 @@ def uniform_rows(counts: Tensor, generator: Generators, device: torch.device) ->
 
 
 def uniform_table(counts: Sequence[int], width: int, generator: Generators, device: torch.device) -> Tensor:
-    """One uniform draw in [0, 1) for each of the first `counts[b]` of `width` places of row b; (B, width) float64, 0 in
-    the other places. A row's draws depend on its own generator and count alone; see `uniform_rows`.
+    """Uniform draws in [0, 1) for the first `counts[b]` columns of each row b, and 0 in the others.
+
+    Rows that draw [0.2, 0.7, 0.1] and [0.5]: `uniform_table([3, 1], 4, …)` is [[0.2, 0.7, 0.1, 0], [0.5, 0, 0, 0]].
+
+    Args:
+        counts: B numbers of draws, each at most `width`.
+        width: number of columns.
+        generator: see `uniform_rows`; a row's draws depend on its own generator and count alone.
+        device: see `uniform_rows`.
+
+    Returns:
+        (B, width) float64.
     """
     if generator is None or isinstance(generator, torch.Generator):
         draws = list(_uniform(sum(counts), generator, device).split(list(counts)))
@@ -41,6 +51,8 @@ def uniform_table(counts: Sequence[int], width: int, generator: Generators, devi
 
 def draw_categories(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Draw from softmax(logits / temperature) by inverting its distribution function, summed in float64.
+
+    Probabilities 0.25, 0.5 and 0.25 give token 0 for a uniform below 0.25, token 1 below 0.75, token 2 above.
 
     Args:
         logits: (…, V), float32 or float64.
@@ -56,9 +68,9 @@ def draw_categories(logits: Tensor, temperature: float, uniform: Tensor) -> Tens
 
 
 def check_generators(generator: Generators, rows: int) -> None:
-    """Raise ValueError where a list of generators does not hold one for each of `rows` rows."""
+    """Raise ValueError where a list of generators does not hold one per row."""
     if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != rows:
-        raise ValueError(f"generator holds {len(generator)} generators for a batch of {rows} rows: give one a row")
+        raise ValueError(f"generator holds {len(generator)} generators for a batch of {rows} rows: give one per row")
 
 
 def rows_of(generator: Generators, rows: Sequence[int]) -> Generators:
@@ -68,12 +80,12 @@ def rows_of(generator: Generators, rows: Sequence[int]) -> Generators:
     return [generator[row] for row in rows]
 
 
-def _uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    source = device if generator is None else generator.device
-    return torch.rand(count, generator=generator, dtype=torch.float64, device=source).to(device)
-
-
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise −log(−log u) in float64, finite for u in [0, 1)."""
     tiny = torch.finfo(torch.float64).tiny
     return -torch.log(-torch.log(uniform.clamp(min=tiny)))
+
+
+def _uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    source = device if generator is None else generator.device
+    return torch.rand(count, generator=generator, dtype=torch.float64, device=source).to(device)

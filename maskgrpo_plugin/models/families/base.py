@@ -1,12 +1,13 @@
-"""What a family is: the numbers read from config and tokenizer, and how its prompts are laid out."""
+"""What a family is: the special tokens of its checkpoints, and how its prompts are laid out."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from maskgrpo_plugin.models.special_tokens import mask_token_problem, stop_token_ids
 
@@ -18,7 +19,7 @@ class ImageTokenizerConfig(Protocol):
 
     @property
     def codebook_size(self) -> int:
-        """Codes that the tokenizer has."""
+        """Number of codes."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of an image; ValueError for sides it does not divide."""
@@ -30,8 +31,8 @@ class ImageTokens:
 
     Attributes:
         offset: id of code 0.
-        codebook_size: codes, whose ids follow one another.
-        count: tokens of an image at the checkpoint's resolution.
+        codebook_size: number of codes, whose ids follow one another.
+        count: number of tokens of an image at the checkpoint's resolution.
     """
 
     offset: int
@@ -43,41 +44,35 @@ class ImageTokens:
         """(start, stop) of the ids of image tokens."""
         return self.offset, self.offset + self.codebook_size
 
-    def to_tokens(self, codes: Tensor) -> Tensor:
-        """Token ids of codes in [0, codebook size), any shape.
-
-        Raises:
-            ValueError: a code outside the codebook.
-        """
-        self._check(codes, 0, "code")
-        return codes + self.offset
-
     def to_codes(self, tokens: Tensor) -> Tensor:
         """Codes of the ids of image tokens, any shape.
 
         Raises:
             ValueError: an id that is no image token.
         """
-        self._check(tokens, self.offset, "token id")
-        return tokens - self.offset
-
-    def _check(self, values: Tensor, first: int, kind: str) -> None:
-        if values.numel() and not first <= int(values.min()) <= int(values.max()) < first + self.codebook_size:
-            low, high = int(values.min()), int(values.max())
-            raise ValueError(f"image {kind}s {low} to {high}: allowed are {first} to {first + self.codebook_size - 1}")
+        first, stop = self.vocab_slice
+        if tokens.numel() and not first <= int(tokens.min()) <= int(tokens.max()) < stop:
+            low, high = int(tokens.min()), int(tokens.max())
+            raise ValueError(f"image token ids {low} to {high}: allowed are {first} to {stop - 1}")
+        return tokens - first
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt and the canvas that follows it, as token ids.
 
+    An image of two tokens, by MMaDA with a text length of 4:
+
+        prompt_ids      [iPAD] <|t2i|> bos eos <|soi|>        prompt_mask      0 1 1 1 1
+        response_ids    mask mask <|eoi|>                     response_mask    1 1 0
+
     Attributes:
-        prompt_ids: P tokens that stay.
-        prompt_mask: P, 1 = token, 0 = padding.
-        response_ids: R tokens after them: the mask token where the model is to write, and what stands between and
-            after (a newline, the end of the image).
-        response_mask: R, 1 where the model is to write.
-        uncond_ids, uncond_mask: P, the prompt without its text, for guidance; empty where the family has none.
+        prompt_ids: the P tokens that stay.
+        prompt_mask: P numbers, 1 = token, 0 = padding, which is left out wherever the prompt goes.
+        response_ids: the R tokens after them: the mask token where the model is to write, and what stands between and
+            after (a newline, the end of the image or of the answer).
+        response_mask: R numbers, 1 where the model is to write.
+        uncond_ids, uncond_mask: the prompt without its text, for guidance, likewise; empty where the family has none.
     """
 
     prompt_ids: tuple[int, ...]
@@ -92,54 +87,56 @@ class Prompt:
         """Prompt and response, P + R tokens."""
         return self.prompt_ids + self.response_ids
 
-    @property
-    def canvas_mask(self) -> tuple[int, ...]:
-        """The attention mask of `canvas_ids`, 1 = token, 0 = padding."""
-        return self.prompt_mask + (1,) * len(self.response_ids)
-
 
 class Family:
     """A family bound to one checkpoint; subclasses say how it differs.
 
     Args:
-        config: the checkpoint's transformers config.
-        tokenizer: its transformers tokenizer.
+        config: the checkpoint's config.
+        tokenizer: the checkpoint's tokenizer.
 
     Attributes:
-        name: of the family.
+        name: name of the family.
         model_types: transformers' `model_type` of its checkpoints.
-        logits_shift: how many positions before a token its logits stand; 1 where a model that was autoregressive
-            still predicts the next token.
+        published_mask_token_id: id of the mask token where neither config nor tokenizer names it; None for none.
         published_special_tokens: ids by name in the published checkpoints, for tokens that config and tokenizer do
             not name.
+        end_tokens: special tokens that end a text, besides the tokenizer's end and end-of-turn tokens.
+        vocabulary: number of rows of the embedding.
         mask_token_id: id of the mask token.
         stop_token_ids: ids that end a text.
 
     Raises:
-        ValueError: the config names no mask token, or one that cannot be it.
+        ValueError: the config names no mask token, or one that cannot be it; or an end token has no id.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    logits_shift: ClassVar[int] = 0
-    published_mask_token_id: ClassVar[int]
+    published_mask_token_id: ClassVar[int | None] = None
     published_special_tokens: ClassVar[Mapping[str, int]] = {}
+    end_tokens: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: Any, tokenizer: Any):
+    def __init__(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase):
         self.config = config
         self.tokenizer = tokenizer
-        self.vocabulary: int = getattr(config, "embedding_size", None) or config.vocab_size
-        mask = getattr(config, "mask_token_id", None)
+        self.vocabulary = self.vocabulary_size(config)
+        mask: Any = getattr(config, "mask_token_id", None)
         if mask is None:
             mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.published_mask_token_id
         problem = mask_token_problem(mask, self.vocabulary, tokenizer)
         if problem is not None:
             raise ValueError(f"config mask_token_id={mask!r}: {problem}")
         self.mask_token_id: int = mask
-        self.stop_token_ids = stop_token_ids(tokenizer)
+        ends = [self.token_id(token) for token in self.end_tokens]
+        self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys((*stop_token_ids(tokenizer), *ends)))
+
+    @staticmethod
+    def vocabulary_size(config: PretrainedConfig) -> int:
+        """Rows of the embedding of a checkpoint with this config."""
+        return getattr(config, "embedding_size", None) or config.vocab_size
 
     @classmethod
-    def recognises(cls, config: Any, tokenizer: Any) -> bool:
+    def recognises(cls, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether a checkpoint is of this family."""
         return config.model_type in cls.model_types
 
@@ -164,17 +161,25 @@ class Family:
         """Token ids of a text, without anything added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def encode_chat(self, messages: Messages) -> list[int]:
-        """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self.encode(text)
+    def encode_chat(self, messages: Messages, **template_kwargs: Any) -> list[int]:
+        """Token ids of a conversation, see `encode_chat`."""
+        return encode_chat(self.tokenizer, messages, **template_kwargs)
 
-    def text_to_text(self, messages: Messages, response_length: int) -> Prompt:
-        """A conversation and `response_length` masks for the answer."""
-        return self.finish_text(self.encode_chat(messages), response_length)
+    def text_to_text(self, messages: Messages, response_length: int, **template_kwargs: Any) -> Prompt:
+        """A conversation, and masks for the answer.
 
-    def finish_text(self, prompt_ids: list[int], response_length: int) -> Prompt:
-        """Put `response_length` masks behind unpadded prompt tokens.
+        Args:
+            messages: the conversation.
+            response_length: number of masks.
+            **template_kwargs: see `encode_chat`.
+
+        Raises:
+            ValueError: no room for an answer.
+        """
+        return self.finish_text(self.encode_chat(messages, **template_kwargs), response_length)
+
+    def finish_text(self, prompt_ids: Sequence[int], response_length: int, closing: Sequence[int] = ()) -> Prompt:
+        """Put `response_length` masks behind unpadded prompt tokens, and behind those the fixed tokens `closing`.
 
         Raises:
             ValueError: no room for an answer.
@@ -184,16 +189,17 @@ class Family:
         return Prompt(
             prompt_ids=tuple(prompt_ids),
             prompt_mask=(1,) * len(prompt_ids),
-            response_ids=(self.mask_token_id,) * response_length,
-            response_mask=(1,) * response_length,
+            response_ids=(self.mask_token_id,) * response_length + tuple(closing),
+            response_mask=(1,) * response_length + (0,) * len(closing),
         )
 
 
-class ImageFamily(Family):
+class ImageFamily(Family, ABC):
     """A family that also writes and reads images as tokens; subclasses lay out the prompts.
 
     Attributes:
         image: where the image tokens lie.
+        text_length: most tokens of a text-to-image prompt before the image.
 
     Raises:
         ValueError: the image tokens do not fit the vocabulary.
@@ -203,7 +209,7 @@ class ImageFamily(Family):
     published_image_tokens: ClassVar[int] = 1024
     published_text_length: ClassVar[int] = 257
 
-    def __init__(self, config: Any, tokenizer: Any):
+    def __init__(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase):
         super().__init__(config, tokenizer)
         offset = len(tokenizer) + getattr(config, "num_new_special_tokens", 0)
         codebook = getattr(config, "codebook_size", self.published_codebook_size)
@@ -219,8 +225,8 @@ class ImageFamily(Family):
         """Rows and columns of tokens of an image that the checkpoint's image tokenizer makes.
 
         Args:
-            image_tokenizer: the tokenizer's config.
-            height, width: of the image, in pixels.
+            image_tokenizer: config of the image tokenizer.
+            height, width: sides of the image in pixels.
 
         Raises:
             ValueError: a codebook that is not the checkpoint's, or sides that the tokenizer does not divide.
@@ -257,15 +263,21 @@ class ImageFamily(Family):
 
     @abstractmethod
     def understanding(
-        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+        self,
+        codes: Sequence[int],
+        messages: Messages,
+        response_length: int,
+        grid: tuple[int, int] | None = None,
+        **template_kwargs: Any,
     ) -> Prompt:
         """An image, a conversation about it, and masks for the answer.
 
         Args:
             codes: the image's codes in [0, codebook size), row by row.
             messages: the conversation; the last message is the user's.
-            response_length: tokens of the answer.
+            response_length: number of masks.
             grid: rows and columns of the image; None: a square.
+            **template_kwargs: see `encode_chat`; of no effect where a family's layout has no chat template.
 
         Raises:
             ValueError: a code outside the codebook, codes that fill no such grid, or no room for an answer.
@@ -291,6 +303,12 @@ class ImageFamily(Family):
                 f"the prompt {shown!r} takes {used} tokens with its special tokens; allowed are {self.text_length}, "
                 "the text length of the checkpoint"
             )
+
+
+def encode_chat(tokenizer: Any, messages: Messages, **template_kwargs: Any) -> list[int]:
+    """Token ids of a conversation as the tokenizer's chat template renders it, up to the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def pad_left(ids: list[int], length: int, pad_token_id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

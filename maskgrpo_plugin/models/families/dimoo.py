@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 from maskgrpo_plugin.models.families.base import ImageFamily, Messages, Prompt, pad_left
 
 IMAGE_START, IMAGE_END = "<image>", "</image>"
@@ -17,7 +19,10 @@ SYSTEM_PROMPTS = {"text_to_image": "Generate an image according to the text prom
 class DiMOOFamily(ImageFamily):
     """Lumina-DiMOO's models. A checkpoint is told from LLaDA's by its architecture, or by its `<uncondition>` token.
 
-    The config may hold `system_prompts` by task, `text_to_image` and `understanding`; the latter has no default here.
+    An answer ends with `</answer>`, which also ends a text. The config's `system_prompts` are texts by task:
+    `text_to_image`, and `understanding`, which has no default: set it to the one that the checkpoint was trained with.
+    A run sets them by `+actor_rollout_ref.model.override_config.system_prompts.understanding='…'`, or in the
+    checkpoint's config.json.
     """
 
     name = "dimoo"
@@ -32,9 +37,10 @@ class DiMOOFamily(ImageFamily):
         ANSWER_START: 126354,
         ANSWER_END: 126355,
     }
+    end_tokens = (ANSWER_END,)
 
     @classmethod
-    def recognises(cls, config: Any, tokenizer: Any) -> bool:
+    def recognises(cls, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether a checkpoint is DiMOO's; one saved by the plugin names LLaDA's class, so the tokenizer counts too."""
         if not super().recognises(config, tokenizer):
             return False
@@ -68,14 +74,20 @@ class DiMOOFamily(ImageFamily):
         )
 
     def understanding(
-        self, codes: Sequence[int], messages: Messages, response_length: int, grid: tuple[int, int] | None = None
+        self,
+        codes: Sequence[int],
+        messages: Messages,
+        response_length: int,
+        grid: tuple[int, int] | None = None,
+        **template_kwargs: Any,
     ) -> Prompt:
-        """System text; user with the question and the image; answer start; masks for the answer.
+        """System text; user with the question and the image; answer start; masks for the answer; answer end.
 
-        See `ImageFamily.understanding`.
+        See `ImageFamily.understanding`; the layout has no chat template.
         """
         tokens = self.image_token_ids(codes)
-        rows, columns = grid or self._square(len(tokens))
+        side = math.isqrt(len(tokens))
+        rows, columns = grid or (side, side)
         if rows * columns != len(tokens):
             raise ValueError(f"{len(tokens)} image codes do not fill a grid of {rows} × {columns}")
         question = "\n".join(message["content"] for message in messages if message["role"] == "user")
@@ -87,19 +99,15 @@ class DiMOOFamily(ImageFamily):
             *self.encode("</user>"),
             self.token_id(ANSWER_START),
         ]
-        return self.finish_text(ids, response_length)
+        return self.finish_text(ids, response_length, closing=(self.token_id(ANSWER_END),))
 
     def _system(self, task: str) -> str:
-        prompts = SYSTEM_PROMPTS | (getattr(self.config, "system_prompts", None) or {})
+        prompts = {**SYSTEM_PROMPTS, **(getattr(self.config, "system_prompts", None) or {})}
         if task not in prompts:
             raise ValueError(
                 f"config.system_prompts names no {task!r}; set the one that the checkpoint was trained with"
             )
         return f"<system>{prompts[task]}</system>"
-
-    def _square(self, tokens: int) -> tuple[int, int]:
-        side = math.isqrt(tokens)
-        return side, side
 
     def _with_newlines(self, tokens: list[int], columns: int) -> list[int]:
         newline = self.token_id(NEWLINE)

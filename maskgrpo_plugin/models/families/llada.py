@@ -1,4 +1,4 @@
-"""LLaDA (arXiv 2502.09992): text alone, logits in place."""
+"""LLaDA (arXiv 2502.09992): text alone."""
 
 from maskgrpo_plugin.models.families.base import Family
 

@@ -1,40 +1,19 @@
 """LLaDA's bidirectional transformer in plain PyTorch, with the published module and weight names."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
 
-from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
 from maskgrpo_plugin.diffusion.packing import Packing
-from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
+from maskgrpo_plugin.models.interface import Layout, MaskPredictorModel, at_columns, mask_at_columns
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
-
-
-@dataclass
-class MaskedDiffusionOutput(ModelOutput):
-    """What a masked diffusion model returns.
-
-    Attributes:
-        loss: unused; present for tools that expect it.
-        logits: (B, L, V), or (N, V) at `logits_positions`; None where log-probabilities were asked for.
-        log_probs: (N,) float32 log-probabilities of `target_ids` at `logits_positions`.
-        entropy: (N,) entropies in nats, or None.
-        hidden_states: (B, L, D) final hidden states, after the last norm.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    log_probs: Tensor | None = None
-    entropy: Tensor | None = None
-    hidden_states: Tensor | None = None
+from maskgrpo_plugin.models.registry import register_model
 
 
 class LLaDARMSNorm(nn.Module):
@@ -89,40 +68,28 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
         self.ff_out = nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        attention_mask: Tensor | None,
-        columns: Tensor | None = None,
-        cache: BlockCache | None = None,
-        first_column: int = 0,
-        packing: Packing | None = None,
-    ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or (B, K, D) at `columns`; of a packed batch (1, T, D) -> (1, T, D) or (1, B·K, D).
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        """(B, W, D) -> (B, W, D), or (B, K, D) at the layout's columns; (1, T, D) -> (1, T, D) or (1, N, D) of a line.
 
         Args:
             x: hidden states.
-            cos, sin: rotary embedding, (B, 1, L, head_dim).
-            attention_mask: what the configured attention implementation takes, or None to attend everywhere.
-            columns: (B, K) int64, the positions whose output is wanted; None: all.
-            cache: keys and values to attend to and to renew.
-            first_column: of `x` in the cache.
-            packing: of a batch without its padding; `attention_mask` is then None, and each row has as many `columns`.
+            cos, sin: rotary embedding, (B, 1, W, head_dim).
+            layout: of the columns.
         """
         h = self.attn_norm(x)
+        columns, packing, mask = layout.columns, layout.packing, layout.attention_mask
         shape = (*h.shape[:2], -1, self.head_dim)
         key = rotate(self.k_proj(h).view(shape).transpose(1, 2), cos, sin)
         value = self.v_proj(h).view(shape).transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(self.layer_idx, key, value, first_column)
+        if layout.cache is not None:
+            key, value = layout.cache.update(self.layer_idx, key, value, layout.first_column)
         if columns is not None:
             x, h = at_columns(x, columns), at_columns(h, columns)
             cos, sin = (at_columns(part.squeeze(1), columns).unsqueeze(1) for part in (cos, sin))
+            mask = None if mask is None else mask_at_columns(mask, columns)
         query = rotate(self.q_proj(h).view(*h.shape[:2], -1, self.head_dim).transpose(1, 2), cos, sin)
         if packing is None:
-            attended = self._attend(query, key, value, attention_mask)
+            attended = self._attend(query, key, value, mask)
         else:
             attended = self._attend_packed(query, key, value, packing, columns is not None)
         x = x + self.dropout(self.attn_out(attended.flatten(2)))
@@ -134,9 +101,8 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
         if "flash" in (self.config._attn_implementation or ""):
             boundaries, longest = packing.boundaries, packing.longest
             if at_columns:
-                rows = packing.mask.shape[0]
-                longest = query.shape[2] // rows
-                boundaries = torch.arange(rows + 1, device=query.device, dtype=torch.int32) * longest
+                longest = query.shape[2] // packing.rows
+                boundaries = torch.arange(packing.rows + 1, device=query.device, dtype=torch.int32) * longest
             return self._attend(
                 query,
                 key,
@@ -149,8 +115,8 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             )
         key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (key, value))
         query = query.transpose(1, 2)
-        by_row = query.unflatten(1, (packing.mask.shape[0], -1))[0] if at_columns else packing.unpack(query)
-        mask = packing.mask[:, None, None, :].expand(-1, 1, by_row.shape[1], -1)
+        by_row = query.unflatten(1, (packing.rows, -1))[0] if at_columns else packing.unpack(query)
+        mask = None if packing.is_even else packing.mask[:, None, None, :].expand(-1, 1, by_row.shape[1], -1)
         attended = self._attend(by_row.transpose(1, 2), key, value, mask)
         return attended.flatten(0, 1).unsqueeze(0) if at_columns else packing.pack(attended)
 
@@ -176,23 +142,6 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             **options,
         )
         return attended
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear` without a bias; (…, D), (V, D) -> (…, V).
-
-    On the CPU and without gradients, few rows go through as the right factor: BLAS then reads a large weight 1.4 to 1.8
-    times as fast, with the same sums.
-    """
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if x.device.type != "cpu" or torch.is_grad_enabled() or not 0 < rows <= 64:
-        return F.linear(x, weight)
-    return (weight @ x.reshape(rows, -1).T).T.contiguous().view(*x.shape[:-1], -1)
-
-
-def at_columns(x: Tensor, columns: Tensor) -> Tensor:
-    """Rows (B, K, D) of x (B, L, D) at `columns` (B, K)."""
-    return x.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def eager_attention(
@@ -231,14 +180,12 @@ class LLaDAModel(nn.Module):
         self.transformer: Any = nn.ModuleDict(modules)
 
 
-class LLaDAModelLM(PreTrainedModel):
+class LLaDAModelLM(MaskPredictorModel):
     """LLaDA with its head: a bidirectional mask predictor (arXiv 2502.09992)."""
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    supports_logits_positions = True
-    supports_vocab_slice = True
     supports_block_cache = True
     supports_packing = True
     _no_split_modules = ["LLaDALlamaBlock"]  # noqa: RUF012
@@ -246,7 +193,6 @@ class LLaDAModelLM(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    main_input_name = "input_ids"
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
@@ -276,155 +222,16 @@ class LLaDAModelLM(PreTrainedModel):
         """Replace the head."""
         self.model.transformer["ff_out"] = value
 
-    def project(self, hidden: Tensor, vocab_slice: tuple[int, int] | None = None) -> Tensor:
-        """The head; (…, D) -> (…, V), or the columns [start, stop) of the vocabulary alone."""
-        matrix = self._head_matrix()
-        if matrix is not None:
-            return linear(hidden, matrix if vocab_slice is None else matrix[vocab_slice[0] : vocab_slice[1]])
-        logits = self.model.transformer["ff_out"](hidden)
-        return logits if vocab_slice is None else logits[..., vocab_slice[0] : vocab_slice[1]]
-
-    def _head_matrix(self) -> Tensor | None:
-        """The head's (V, D) matrix; None where the head is more than that, such as one with an adapter."""
-        if self.config.weight_tying:
-            return self.model.transformer["wte"].weight
-        head = self.model.transformer["ff_out"]
-        return head.weight if type(head) is nn.Linear and head.bias is None else None
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        logits_positions: Tensor | None = None,
-        target_ids: Tensor | None = None,
-        with_entropy: bool = False,
-        vocab_slice: tuple[int, int] | None = None,
-        guidance_scale: float = 0.0,
-        cache: BlockCache | None = None,
-        first_column: int = 0,
-        packing: Packing | None = None,
-        chunk_size: int = 512,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> MaskedDiffusionOutput:
-        """Predict the tokens of a canvas.
-
-        Args:
-            input_ids: (B, L) tokens, masked positions holding the mask token.
-            attention_mask: (B, L), 1 = token, 0 = padding on either side, which takes no part (logits there are 0, and
-                no other output is for it); or (B, 1, L, L) bool, true = attend; None attends everywhere.
-            position_ids: (B, L); by default the count of tokens before, so that padding does not shift a row.
-            inputs_embeds: (B, L, D) instead of `input_ids`.
-            logits_positions: (B, L) bool, the head runs at these N positions only, row by row; or (B, K) int64, the
-                columns of each row where it runs, and the queries of the last layer with it: logits (B, K, V).
-            target_ids: (N,) tokens at those positions; then log-probabilities come instead of logits.
-            with_entropy: also the entropies there.
-            vocab_slice: (start, stop) of the image tokens: a target among them is scored by a softmax over these
-                columns alone, any other by one over the whole vocabulary; without targets: the columns of the logits.
-            guidance_scale: above 0, the second half of the batch holds the first half's canvases without the prompt's
-                text, both halves mark as many positions, and `target_ids` are the first half's: the N/2
-                log-probabilities are those of (1 + w)·logits − w·logits without the text. The head is linear, so
-                that the hidden states are combined before it.
-            cache: empty: keeps the keys and values of this pass. Filled: `input_ids` are the columns from
-                `first_column` on of a canvas that the mask covers whole; what the cache knows stands in for the others.
-            first_column: the canvas's column of the first of `input_ids`; `logits_positions` count from it.
-            packing: of the (B, L) mask, where the caller has it; without it the device is waited for to make it.
-            chunk_size: positions a chunk of the head.
-            use_cache, return_dict, kwargs: accepted for transformers' callers; a diffusion model keeps no cache.
-
-        Returns:
-            `MaskedDiffusionOutput`.
-        """
+    def encode(self, inputs_embeds: Tensor, layout: Layout) -> Tensor:
+        """Blocks and final norm; see `MaskPredictorModel.encode`."""
         transformer = self.model.transformer
-        if packing is None and cache is None and attention_mask is not None and attention_mask.dim() == 2:
-            packing = Packing.of(attention_mask)
-            attention_mask = None if packing is None else attention_mask
-        columns = None
-        if logits_positions is not None and logits_positions.dtype != torch.bool:
-            columns = logits_positions
-        rows = None if columns is None else columns.shape
-        if packing is not None:
-            attention_mask = None
-            input_ids, inputs_embeds, position_ids = (
-                None if part is None else packing.pack(part) for part in (input_ids, inputs_embeds, position_ids)
-            )
-            position_ids = packing.position_ids if position_ids is None else position_ids
-            columns = None if columns is None else packing.pack_columns(columns)
-        if inputs_embeds is None:
-            inputs_embeds = transformer["wte"](input_ids)
         x = transformer["emb_drop"](inputs_embeds)
-        if position_ids is None:
-            position_ids = default_positions(x, attention_mask, first_column)
-        cos, sin = rotary_embedding(position_ids, self.config.head_dim, self.config.rope_theta)
-        mask = self._attention_input(attention_mask, x)
-        blocks = transformer["blocks"]
-        for block in blocks if columns is None else blocks[:-1]:
-            x = block(x, cos, sin, mask, cache=cache, first_column=first_column, packing=packing)
-        if columns is not None:
-            seen = None if mask is None else mask_of_columns(mask, columns)
-            x = blocks[-1](x, cos, sin, seen, columns, cache, first_column, packing)
-        hidden = transformer["ln_f"](x)
-        if rows is not None:
-            hidden = hidden.view(*rows, -1)
-            return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
-        if packing is not None:
-            hidden = packing.unpack(hidden)
-        if logits_positions is None:
-            return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
-        chosen = hidden[logits_positions]
-        if guidance_scale > 0:
-            cond, uncond = chosen.chunk(2)
-            chosen = (1 + guidance_scale) * cond - guidance_scale * uncond
-        if target_ids is None:
-            return MaskedDiffusionOutput(logits=self.project(chosen, vocab_slice), hidden_states=hidden)
-        head = None if with_entropy else self._head_matrix()
-
-        def score(rows: Tensor, targets: Tensor, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-            options: dict[str, Any] = {"chunk_size": chunk_size, "vocab_slice": columns}
-            if head is not None:
-                return fused_log_probs(rows, head, targets, **options), None
-            return masked_log_probs(rows, self.project, targets, with_entropy=with_entropy, **options)
-
-        if vocab_slice is None:
-            log_probs, entropy = score(chosen, target_ids, None)
-        else:
-            log_probs, entropy = sliced_log_probs(chosen, score, target_ids, vocab_slice)
-        return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy, hidden_states=hidden)
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """False: transformers' `generate` decodes left to right, this model is decoded by a sampler."""
-        return False
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> dict[str, Any]:
-        """Inputs of one forward pass; peft asks every model with a head for it. Decoding itself is a sampler's work."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-    @staticmethod
-    def _attention_input(attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
-        """The mask as (B, 1, W, L) bool, from one of that shape or from the (B, L) that comes with a cache."""
-        if attention_mask is None or attention_mask.dim() == 4:
-            return attention_mask
-        if attention_mask.device.type == "cpu" and bool(attention_mask.all()):
-            return None
-        return attention_mask.bool()[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        cos, sin = rotary_embedding(layout.position_ids, self.config.head_dim, self.config.rope_theta)
+        *blocks, last = transformer["blocks"]
+        all_columns = replace(layout, columns=None)
+        for block in blocks:
+            x = block(x, cos, sin, all_columns)
+        return transformer["ln_f"](last(x, cos, sin, layout))
 
 
-def mask_of_columns(mask: Tensor, columns: Tensor) -> Tensor:
-    """The mask (B, 1, K, L) of the queries at `columns` (B, K), from (B, 1, L', L)."""
-    return at_columns(mask.squeeze(1), columns).unsqueeze(1)
-
-
-def default_positions(x: Tensor, attention_mask: Tensor | None, first_column: int = 0) -> Tensor:
-    """Positions of (B, W, …), the columns from `first_column` on: counted over tokens alone where a (B, L) mask tells
-    padding apart; (B, W) int64.
-    """
-    last = first_column + x.shape[1]
-    if attention_mask is not None and attention_mask.dim() == 2:
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, first_column:last]
-    return torch.arange(first_column, last, device=x.device).expand(x.shape[0], -1)
+register_model(LLaDAConfig, LLaDAModelLM)

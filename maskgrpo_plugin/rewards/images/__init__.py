@@ -1,30 +1,26 @@
-"""Rewards of images: a registry of scorers. Making one may need heavy libraries; importing this needs none."""
+"""Rewards of images: a registry of scorers, the scorers, and verl's reward manager over them."""
 
+from maskgrpo_plugin.rewards.images import scorers  # noqa: F401  (importing registers them)
 from maskgrpo_plugin.rewards.images.registry import (
     ScorerEntry,
     ScorerFactory,
     build_scorer,
     check_option_names,
     get_scorer,
-    load_object,
     register_scorer,
-    resolve,
-    scorers,
+    scorer_kinds,
 )
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerOptionError, ScorerUnavailable
+from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerUnavailable
 
 __all__ = [
     "ImageSample",
     "ImageScorer",
     "ScorerEntry",
     "ScorerFactory",
-    "ScorerOptionError",
     "ScorerUnavailable",
     "build_scorer",
     "check_option_names",
     "get_scorer",
-    "load_object",
     "register_scorer",
-    "resolve",
-    "scorers",
+    "scorer_kinds",
 ]

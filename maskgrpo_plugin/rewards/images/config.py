@@ -9,9 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from maskgrpo_plugin.errors import ConfigError, check_choice
+from maskgrpo_plugin.errors import OptionError, check_choice, check_keys
 from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
-from maskgrpo_plugin.rewards.images import ScorerOptionError, check_option_names, get_scorer, resolve, scorers
+from maskgrpo_plugin.rewards.images.registry import ScorerEntry, check_option_names, get_scorer, resolve, scorer_kinds
+from maskgrpo_plugin.rewards.sections import plain
 
 SECTION = "reward.image"
 IMAGE_REWARD_MANAGER = "maskgrpo_image"
@@ -29,12 +30,12 @@ class ScorerConfig:
         options: keyword arguments of the factory.
         num_cpus, num_gpus: what Ray sets aside for each replica; parts are allowed.
         replicas: actors that share the work.
-        max_batch: most images a batch.
+        max_batch: most images per batch.
         max_wait_ms: how long an image waits for others before a batch that is not full runs, in ms.
         timeout_s: how long a sample's score may take, waiting included, in seconds.
 
     Raises:
-        ConfigError: a value out of range.
+        OptionError: a value out of range.
     """
 
     name: str
@@ -51,29 +52,29 @@ class ScorerConfig:
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name) or self.name in ("score", "acc", "reward_failed"):
-            raise ConfigError(
+            raise OptionError(
                 f"{SECTION}.scorers", self.name, "a scorer's name is letters, digits and _, and not score"
             )
         if self.kind is not None and self.factory is not None:
-            raise ConfigError(self.key("factory"), self.factory, "give either kind or factory")
+            raise OptionError(self.key("factory"), self.factory, "give either kind or factory")
         for name, low in (("num_cpus", 0), ("num_gpus", 0), ("max_wait_ms", 0)):
             if not _is_number(getattr(self, name)) or getattr(self, name) < low:
-                raise ConfigError(self.key(name), getattr(self, name), f"allowed: {low} or more")
+                raise OptionError(self.key(name), getattr(self, name), f"allowed: {low} or more")
         for name in ("replicas", "max_batch"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(self.key(name), getattr(self, name), "allowed: whole numbers from 1")
+                raise OptionError(self.key(name), getattr(self, name), "allowed: whole numbers from 1")
         if not _is_number(self.timeout_s) or self.timeout_s <= 0:
-            raise ConfigError(self.key("timeout_s"), self.timeout_s, "allowed: more than 0")
+            raise OptionError(self.key("timeout_s"), self.timeout_s, "allowed: more than 0")
         if not _is_number(self.weight):
-            raise ConfigError(self.key("weight"), self.weight, "allowed: a number")
+            raise OptionError(self.key("weight"), self.weight, "allowed: a number")
 
     def key(self, name: str) -> str:
         """The full name of one of the scorer's keys."""
         return f"{SECTION}.scorers.{self.name}.{name}"
 
-    def resolved_kind(self) -> str:
-        """The registered kind; only where there is no factory."""
-        return self.kind or self.name
+    def place(self) -> str:
+        """What makes the scorer: the factory's import path, else a registered kind."""
+        return self.factory or self.kind or self.name
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ImageRewardConfig:
         startup_timeout_s: how long the scorers may take to load, in seconds.
 
     Raises:
-        ConfigError: a value that cannot work.
+        OptionError: a value that cannot work.
     """
 
     scorers: tuple[ScorerConfig, ...]
@@ -97,25 +98,25 @@ class ImageRewardConfig:
     def __post_init__(self):
         check_choice(f"{SECTION}.on_failure", self.on_failure, FAILURE_POLICIES)
         if not self.scorers:
-            raise ConfigError(f"{SECTION}.scorers", {}, f"name at least one; there are {', '.join(scorers())}")
+            raise OptionError(f"{SECTION}.scorers", {}, f"name at least one; there are {', '.join(scorer_kinds())}")
         if not _is_number(self.startup_timeout_s) or self.startup_timeout_s <= 0:
-            raise ConfigError(f"{SECTION}.startup_timeout_s", self.startup_timeout_s, "allowed: more than 0")
+            raise OptionError(f"{SECTION}.startup_timeout_s", self.startup_timeout_s, "allowed: more than 0")
 
     @classmethod
     def from_config(cls, section: Any) -> "ImageRewardConfig":
         """Read the section of a composed config, or a dict.
 
         Raises:
-            ConfigError: it is missing, or holds a key or a value that cannot work.
+            OptionError: it is missing, or holds a key or a value that cannot work.
         """
-        values: Any = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+        values = plain(section)
         if not isinstance(values, Mapping):
-            raise ConfigError(SECTION, values, f"the reward manager {IMAGE_REWARD_MANAGER} needs this section")
+            raise OptionError(SECTION, values, f"the reward manager {IMAGE_REWARD_MANAGER} needs this section")
         values = {key: value for key, value in values.items() if key != "_target_"}
         _check_keys(SECTION, values, cls)
         found = values.pop("scorers", None) or {}
         if not isinstance(found, Mapping):
-            raise ConfigError(f"{SECTION}.scorers", found, "write a name and its settings for each scorer")
+            raise OptionError(f"{SECTION}.scorers", found, "write a name and its settings for each scorer")
         # a default scorer is taken out of a run by setting it to null
         made = tuple(_scorer(str(name), settings) for name, settings in found.items() if settings is not None)
         return cls(scorers=made, **values)
@@ -131,13 +132,13 @@ def check_image_reward_config(config: DictConfig) -> None:
         config: the composed config of `verl.trainer.main_ppo`.
 
     Raises:
-        ConfigError: the first key that cannot work, with its value and what is allowed.
+        OptionError: the first key that cannot work, with its value and what is allowed.
     """
     if config.reward.reward_manager.name != IMAGE_REWARD_MANAGER:
         return
     path = OmegaConf.select(config, "reward.custom_reward_function.path")
     if path:
-        raise ConfigError(
+        raise OptionError(
             "reward.custom_reward_function.path", path, f"use {SECTION}.scorers.<name>.factory for images"
         )
     settings = ImageRewardConfig.from_config(config.reward.get("image"))
@@ -150,27 +151,20 @@ def check_scorer(scorer: ScorerConfig) -> None:
     """Check that a scorer can be made, without making it.
 
     Raises:
-        ConfigError: an unknown kind, a library that is not installed, an option that cannot work, a server that is
+        OptionError: an unknown kind, a library that is not installed, an option that cannot work, a server that is
             not there.
     """
-    key = "factory" if scorer.factory is not None else "kind"
-    value = scorer.factory or scorer.resolved_kind()
     try:
-        if scorer.factory is not None:
-            check_option_names(resolve(scorer.factory), scorer.options)
-            return
-        entry = get_scorer(scorer.resolved_kind())
+        entry = ScorerEntry(resolve(scorer.factory)) if scorer.factory else get_scorer(scorer.place())
         for module in entry.requires:
-            _check_library(scorer, module, entry.extra)
-        check_option_names(resolve(entry.factory), scorer.options)
-        if entry.check is not None:
-            resolve(entry.check)(scorer.options)
-    except ScorerOptionError as error:
-        raise ConfigError(scorer.key(f"options.{error.option}"), error.value, error.allowed) from error
+            _check_library(module, entry.extra)
+        problem = _option_problem(entry, scorer.options)
     except (ValueError, ImportError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(scorer.key(key), value, str(error)) from error
+        cause = error.allowed if isinstance(error, OptionError) else str(error)
+        key = "factory" if scorer.factory is not None else "kind"
+        raise OptionError(scorer.key(key), scorer.place(), cause) from error
+    if problem is not None:
+        raise problem.under(scorer.key("options"))
 
 
 def image_reward_cpus(config: DictConfig) -> float:
@@ -181,23 +175,33 @@ def image_reward_cpus(config: DictConfig) -> float:
     return sum(scorer.num_cpus * scorer.replicas for scorer in settings.scorers)
 
 
-def _check_library(scorer: ScorerConfig, module: str, extra: str | None) -> None:
-    """Raise ConfigError unless the module can be imported."""
-    key, kind = scorer.key("kind"), scorer.resolved_kind()
+def _option_problem(entry: ScorerEntry, options: Mapping[str, Any]) -> OptionError | None:
+    """What is wrong with a scorer's options, if anything is."""
+    try:
+        check_option_names(entry.factory, options)
+        if entry.check is not None:
+            entry.check(options)
+    except OptionError as error:
+        return error
+    return None
+
+
+def _check_library(module: str, extra: str | None) -> None:
+    """Raise ImportError, with what to install, unless the module can be imported."""
     advice = f"pip install 'maskgrpo-plugin[{extra}]'" if extra else f"install {module}"
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
-            raise ConfigError(key, kind, f"it needs {module}, which needs {error.name}: {advice}") from error
-        raise ConfigError(key, kind, f"it needs {module}, which is not installed: {advice}") from error
+            raise ImportError(f"it needs {module}, which needs {error.name}: {advice}") from error
+        raise ImportError(f"it needs {module}, which is not installed: {advice}") from error
     except Exception as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(key, kind, f"it needs {module}, whose import fails: {cause}") from error
+        raise ImportError(f"it needs {module}, whose import fails: {cause}") from error
 
 
 def _check_gpus(config: DictConfig, settings: ImageRewardConfig) -> None:
-    """Raise ConfigError where training takes the GPUs that scorers ask for; Ray would wait for ever."""
+    """Raise OptionError where training takes the GPUs that scorers ask for; Ray would wait for ever."""
     import ray
     import torch
 
@@ -209,7 +213,7 @@ def _check_gpus(config: DictConfig, settings: ImageRewardConfig) -> None:
     free = available - config.trainer.n_gpus_per_node
     if asked > free:
         names = ", ".join(scorer.key("num_gpus") for scorer in settings.scorers if scorer.num_gpus)
-        raise ConfigError(
+        raise OptionError(
             names,
             asked,
             f"training takes {config.trainer.n_gpus_per_node} of {available} GPUs, so there are {max(free, 0)}",
@@ -218,20 +222,20 @@ def _check_gpus(config: DictConfig, settings: ImageRewardConfig) -> None:
 
 def _scorer(name: str, settings: Any) -> ScorerConfig:
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"{SECTION}.scorers.{name}", settings, "write the scorer's settings, or null to leave it out")
+        raise OptionError(f"{SECTION}.scorers.{name}", settings, "write the scorer's settings, or null to leave it out")
     values = {key: value for key, value in settings.items() if key != "_target_"}
     _check_keys(f"{SECTION}.scorers.{name}", values, ScorerConfig, without=("name",))
     options = values.get("options")
     if options is not None and not isinstance(options, Mapping):
-        raise ConfigError(f"{SECTION}.scorers.{name}.options", options, "write names and values")
+        raise OptionError(f"{SECTION}.scorers.{name}.options", options, "write names and values")
     return ScorerConfig(name=name, **values | {"options": dict(options or {})})
 
 
-def _check_keys(section: str, values: Mapping[str, Any], kind: type, without: tuple[str, ...] = ()) -> None:
-    known = [entry.name for entry in fields(kind) if entry.name not in without]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{section}.{key}", values[key], f"no such key; there are {', '.join(known)}")
+def _check_keys(section: str, values: Mapping[str, Any], owner: type, without: tuple[str, ...] = ()) -> None:
+    try:
+        check_keys(values, [entry.name for entry in fields(owner) if entry.name not in without])
+    except OptionError as error:
+        raise error.under(section) from None
 
 
 def _is_number(value: Any) -> bool:

@@ -11,10 +11,12 @@ import ray
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 
-from maskgrpo_plugin.rewards.images import ImageSample, get_scorer
+from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.images.actors import ScorerPool
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, ScorerConfig
+from maskgrpo_plugin.rewards.images.sample import ImageSample
 from maskgrpo_plugin.rewards.images.worker import Scored
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 IMAGE_FIELD = "image"
 
 
+@register_reward_manager(IMAGE_REWARD_MANAGER)
 class ImageRewardManager(RewardManagerBase):
     """Scores images, one rollout at a time; the scorers batch across rollouts and reward workers.
 
@@ -35,7 +38,7 @@ class ImageRewardManager(RewardManagerBase):
         compute_score, reward_router_address, reward_model_tokenizer: verl passes them; not used.
 
     Raises:
-        ConfigError: a setting that cannot work.
+        OptionError: a setting that cannot work.
         RuntimeError: a scorer cannot be loaded.
     """
 
@@ -89,11 +92,6 @@ class ImageRewardManager(RewardManagerBase):
         return {"reward_score": total, "reward_extra_info": info}
 
 
-def register() -> None:
-    """Make `reward.reward_manager.name=maskgrpo_image` known to verl. Idempotent."""
-    register_reward_manager(IMAGE_REWARD_MANAGER)(ImageRewardManager)
-
-
 def image_sample(rows: Mapping[str, Any]) -> ImageSample:
     """What the scorers see of a rollout.
 
@@ -145,7 +143,7 @@ def prompt_text(messages: Any) -> str:
 def _start(scorer: ScorerConfig) -> ScorerPool:
     return ScorerPool(
         scorer.name,
-        scorer.factory or get_scorer(scorer.resolved_kind()).factory,
+        scorer.place(),
         scorer.options,
         num_cpus=scorer.num_cpus,
         num_gpus=scorer.num_gpus,
@@ -163,3 +161,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain(part) for part in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+REGISTERS = (
+    Registered(
+        f"reward manager {IMAGE_REWARD_MANAGER}", lambda: REWARD_MANAGER.get(IMAGE_REWARD_MANAGER) is ImageRewardManager
+    ),
+)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerOptionError
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 logger = logging.getLogger(__name__)
 
@@ -23,29 +24,29 @@ def check_open_clip_options(options: Mapping[str, Any]) -> None:
     """Check the options that every open_clip scorer has, without making a model.
 
     Raises:
-        ScorerOptionError: a model that open_clip does not know, a tag it has no weights for, a file that is not there,
+        OptionError: a model that open_clip does not know, a tag it has no weights for, a file that is not there,
             or an unknown precision.
     """
     import open_clip
 
     precision = options.get("precision", "fp32")
     if precision not in PRECISIONS:
-        raise ScorerOptionError("precision", precision, f"allowed: {', '.join(PRECISIONS)}")
+        raise OptionError("precision", precision, f"allowed: {', '.join(PRECISIONS)}")
     model, pretrained = str(options.get("model", "ViT-L-14")), options.get("pretrained", "openai")
     if model.startswith(SCHEMAS[0]) and not Path(model.removeprefix(SCHEMAS[0])).is_dir():
-        raise ScorerOptionError("model", model, "the folder does not exist")
+        raise OptionError("model", model, "the folder does not exist")
     if model.startswith(SCHEMAS):
         return
     if model not in open_clip.list_models():
-        raise ScorerOptionError("model", model, "open_clip.list_models() has the names; or local-dir:FOLDER")
+        raise OptionError("model", model, "open_clip.list_models() has the names; or local-dir:FOLDER")
     check_file("pretrained", pretrained, tuple(open_clip.list_pretrained_tags_by_model(model)))
 
 
 def check_file(option: str, value: Any, names: tuple[str, ...] = ()) -> None:
-    """Raise ScorerOptionError unless `value` is one of `names` or an existing file."""
+    """Raise OptionError unless `value` is one of `names` or an existing file."""
     if value not in names and (not value or not Path(str(value)).expanduser().is_file()):
         also = f", or one of {', '.join(names)}" if names else ""
-        raise ScorerOptionError(option, value, f"give a file that exists{also}")
+        raise OptionError(option, value, f"give a file that exists{also}")
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class ImageScorer(Protocol):
     """
 
     def score(self, samples: Sequence[ImageSample]) -> Sequence[float] | Awaitable[Sequence[float]]:
-        """One number a sample, in order; plain (called in a thread) or async.
+        """One number per sample, in order; plain (called in a thread) or async.
 
         NaN says that this sample cannot be scored. An exception makes each sample of the batch be tried alone, so that
         one bad sample costs only itself; ScorerUnavailable does not, it holds for all of them.
@@ -47,17 +47,3 @@ class ImageScorer(Protocol):
 
 class ScorerUnavailable(RuntimeError):
     """The scorer as such cannot answer now, whatever the sample: a server is down or answers nonsense."""
-
-
-class ScorerOptionError(ValueError):
-    """An option of a scorer that cannot work.
-
-    Args:
-        option: its name.
-        value: what was given.
-        allowed: what can be given.
-    """
-
-    def __init__(self, option: str, value: Any, allowed: str):
-        super().__init__(f"{option}={value!r} is not usable; {allowed}")
-        self.option, self.value, self.allowed = option, value, allowed

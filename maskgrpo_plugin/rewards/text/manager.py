@@ -7,33 +7,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 from verl.utils.reward_score import default_compute_score
 
-from maskgrpo_plugin import rewards
 from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
+from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.rewards.failures import SandboxLost
+from maskgrpo_plugin.rewards.text.config import TEXT_REWARD_MANAGER, TextRewardConfig
 from maskgrpo_plugin.rewards.text.deadline import DeadlineThreads, within
-from maskgrpo_plugin.rewards.text.scorers.code import SandboxLost
-from maskgrpo_plugin.sandbox import SandboxConfig, score_program
+from maskgrpo_plugin.rewards.text.registry import get_task, score, task_of, tasks
 
 logger = logging.getLogger(__name__)
 
-REWARD_MANAGER_NAME = "maskgrpo_text"
-WEIGHTS = "reward.weights"
-TIMEOUT = "reward.timeout_s"
-DEFAULT_TIMEOUT_S = 300.0
-TASK_OF_DATA_SOURCE = {
-    "openai/gsm8k": "gsm8k",
-    "gsm8k": "gsm8k",
-    "DigitalLearningGmbH/MATH-lighteval": "math",
-    "HuggingFaceH4/MATH-500": "math",
-    "arithmetic": "arithmetic",
-}
 
-
+@register_reward_manager(TEXT_REWARD_MANAGER)
 class TextRewardManager(RewardManagerBase):
     """Scores text responses, one at a time.
 
@@ -52,7 +42,7 @@ class TextRewardManager(RewardManagerBase):
         reward_router_address, reward_model_tokenizer: passed on to a user's function where verl runs a reward model.
 
     Raises:
-        ValueError: `reward.weights`, `reward.sandbox` or `reward.timeout_s` cannot work; the message names the key.
+        OptionError: a key of `reward` that cannot work, see `TextRewardConfig`.
     """
 
     def __init__(
@@ -72,9 +62,8 @@ class TextRewardManager(RewardManagerBase):
             else {}
         )
         self.stop_token_ids = frozenset(stop_token_ids(tokenizer))
-        self.weights = component_weights(config)
-        self.threads = DeadlineThreads(scorer_timeout(config))
-        self.options = {"code": {"run": functools.partial(score_program, config=sandbox_settings(config))}}
+        self.settings = TextRewardConfig.from_config(config)
+        self.threads = DeadlineThreads(self.settings.timeout_s)
         self._keys_seen: dict[str, tuple[str, ...]] = {}
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
@@ -103,10 +92,8 @@ class TextRewardManager(RewardManagerBase):
         try:
             completion = self.decode(item.batch["responses"], item.batch["attention_mask"])
             if task is not None:
-                known = {**extra_info, **self.options.get(task, {})}
-                extra = {name: known[name] for name in rewards.get_task(task).extra if known.get(name) is not None}
-                scorer = functools.partial(rewards.score, weights=self.weights.get(task), **extra)
-                result = await self.threads.call(functools.partial(scorer, task, completion, ground_truth))
+                scorer = functools.partial(score, task, completion, ground_truth, **self._options(task, extra_info))
+                result = await self.threads.call(scorer)
             else:
                 extra_info["num_turns"] = rows.get("__num_turns__")
                 extra_info["rollout_reward_scores"] = rows.get("reward_scores", {})
@@ -118,7 +105,7 @@ class TextRewardManager(RewardManagerBase):
             if self.is_custom or task is not None:
                 return self._failed(error, task, data_source, extra_info)
             raise ValueError(
-                f"no reward for data_source {data_source!r}: name one of {', '.join(rewards.tasks())} in the "
+                f"no reward for data_source {data_source!r}: name one of {', '.join(tasks())} in the "
                 "data set's extra_info.task, or set reward.custom_reward_function.path"
             ) from error
         except Exception as error:
@@ -138,9 +125,14 @@ class TextRewardManager(RewardManagerBase):
         """Name of the plugin's task for a sample, or None where verl's own scorer is to be asked."""
         named = extra_info.get("task")
         if named is not None:
-            rewards.get_task(named)
+            get_task(named)
             return named
-        return TASK_OF_DATA_SOURCE.get(data_source)
+        return task_of(data_source)
+
+    def _options(self, task: str, extra_info: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of `score` besides completion and ground truth."""
+        of_sample = {name: extra_info[name] for name in get_task(task).extra if extra_info.get(name) is not None}
+        return {"weights": self.settings.weights.get(task), **of_sample, **self.settings.settings.get(task, {})}
 
     async def _call_compute_score(self, data_source: str, completion: str, ground_truth: Any, extra_info: dict) -> Any:
         arguments = {
@@ -162,56 +154,11 @@ class TextRewardManager(RewardManagerBase):
         logger.exception(
             "reward failed and is 0: data_source=%s task=%s index=%s", data_source, task, extra_info.get("index")
         )
-        keys = rewards.get_task(task).keys if task is not None else self._keys_seen.get(data_source, ("score",))
+        keys = get_task(task).keys if task is not None else self._keys_seen.get(data_source, ("score",))
         return {
             "reward_score": 0.0,
             "reward_extra_info": {"acc": 0.0, **dict.fromkeys(keys, 0.0), **_outcome(error)},
         }
-
-
-def register() -> None:
-    """Make `reward.reward_manager.name=maskgrpo_text` known to verl. Idempotent."""
-    register_reward_manager(REWARD_MANAGER_NAME)(TextRewardManager)
-
-
-def component_weights(config: Any) -> dict[str, dict[str, float]]:
-    """`reward.weights` of verl's config, {task: {component: factor}}; empty where there is none.
-
-    Raises:
-        ValueError: a task or component that does not exist, or a factor that is no finite number.
-    """
-    section = _section(config, "weights")
-    for task, weights in section.items():
-        if not isinstance(weights, Mapping):
-            raise ValueError(f"{WEIGHTS}.{task}={weights!r} is not usable; allowed: component: factor")
-        try:
-            rewards.check_weights(task, weights)
-        except ValueError as error:
-            raise ValueError(f"{WEIGHTS}.{task} is not usable; {error}") from error
-    return section
-
-
-def sandbox_settings(config: Any) -> SandboxConfig:
-    """`reward.sandbox` of verl's config, or the defaults.
-
-    Raises:
-        ValueError: an unknown key or a value out of its range.
-    """
-    return SandboxConfig.from_mapping(_section(config, "sandbox"))
-
-
-def scorer_timeout(config: Any) -> float:
-    """`reward.timeout_s` of verl's config, seconds that scoring one sample may take; 300 where it has none.
-
-    Raises:
-        ValueError: no positive number.
-    """
-    value = None if config is None else OmegaConf.select(config, TIMEOUT)
-    if value is None:
-        return DEFAULT_TIMEOUT_S
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{TIMEOUT}={value!r} is not usable; allowed: seconds, more than 0")
-    return float(value)
 
 
 def _outcome(error: Exception | None) -> dict[str, float]:
@@ -221,12 +168,6 @@ def _outcome(error: Exception | None) -> dict[str, float]:
         "reward_timed_out": float(isinstance(error, TimeoutError)),
         "reward_sandbox_lost": float(isinstance(error, SandboxLost)),
     }
-
-
-def _section(config: Any, name: str) -> dict[str, Any]:
-    """`reward.<name>` as a plain dict; empty where the config has none."""
-    section = None if config is None else OmegaConf.select(config, f"reward.{name}")
-    return dict(OmegaConf.to_container(section, resolve=True)) if section else {}  # type: ignore[arg-type]
 
 
 def _innermost(function: Any) -> Any:
@@ -249,3 +190,10 @@ def _numbers(result: Any) -> dict[str, float]:
         except (TypeError, ValueError):
             logger.debug("reward component %r is no number and is left out: %r", key, value)
     return numbers
+
+
+REGISTERS = (
+    Registered(
+        f"reward manager {TEXT_REWARD_MANAGER}", lambda: REWARD_MANAGER.get(TEXT_REWARD_MANAGER) is TextRewardManager
+    ),
+)

@@ -1,105 +1,133 @@
-"""Rewards of completions: a registry of tasks, each a pure scorer and the names of the numbers it gives."""
+"""The tasks that a text can be scored in, and the score of one completion.
 
+A task is one file: a scorer under the decorator `register_task`, in `scorers/` or in a module of the user's
+(`maskgrpo_plugin.extensions`).
+"""
+
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from maskgrpo_plugin.rewards.text.scorers import code as _code
-from maskgrpo_plugin.rewards.text.scorers.arithmetic import score_arithmetic
-from maskgrpo_plugin.rewards.text.scorers.competition_math import score_math
-from maskgrpo_plugin.rewards.text.scorers.countdown import score_countdown
-from maskgrpo_plugin.rewards.text.scorers.gsm8k import score_gsm8k
-from maskgrpo_plugin.rewards.text.scorers.sudoku import score_sudoku
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.registry import Registry
 
 Scorer = Callable[..., Mapping[str, float]]
+Settings = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that can be scored.
+    """A task that a text can be scored in.
 
-    Args:
-        scorer: called as scorer(completion, ground_truth, **extra); returns one number for each of `keys`.
-        keys: what the scorer returns, the same for every sample; `score` is among them.
-        extra: names of the keyword arguments that the scorer takes from a sample's `extra_info`.
+    Attributes:
+        scorer: called as scorer(completion, ground_truth, **options); gives one number for each of `keys`.
+        keys: names of the scorer's numbers, the same for every sample; `score` is among them.
+        extra: options that a sample's `extra_info` gives.
         components: the keys whose sum is `score`; none where the score has no parts.
+        data_sources: data sets whose rows belong to the task where their `extra_info` names none.
+        settings: options that a run's config gives; called with the section `reward`, it raises OptionError with keys
+            relative to that section. None where there are no such options.
+
+    Raises:
+        ValueError: `score` is not among the keys, or a component is not.
     """
 
     scorer: Scorer
     keys: tuple[str, ...]
     extra: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
+    data_sources: tuple[str, ...] = ()
+    settings: Settings | None = None
+
+    def __post_init__(self) -> None:
+        if "score" not in self.keys:
+            raise ValueError(f"a task must give 'score', its keys are {self.keys}")
+        if not set(self.components) <= set(self.keys):
+            raise ValueError(f"a task has the components {self.components}, its keys are {self.keys}")
+
+    @functools.cached_property
+    def options(self) -> frozenset[str]:
+        """Names of the scorer's keyword-only arguments."""
+        parameters = inspect.signature(self.scorer).parameters.values()
+        return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-_TASKS: dict[str, Task] = {
-    "gsm8k": Task(
-        score_gsm8k,
-        keys=("score", "acc", "format", "integer", "correct"),
-        components=("format", "integer", "correct"),
-    ),
-    "math": Task(
-        score_math,
-        keys=("score", "acc", "timeout", "format", "correct"),
-        components=("format", "correct"),
-    ),
-    "countdown": Task(score_countdown, keys=("score", "acc", "format", "correct"), components=("format", "correct")),
-    "sudoku": Task(score_sudoku, keys=("score", "acc", "correct"), extra=("puzzle",), components=("correct",)),
-    "code": Task(
-        _code.score_code,
-        keys=("score", "acc", "pass_rate", "format", "correct", *_code.COUNTS),
-        extra=("preamble", "run"),
-        components=("format", "correct"),
-    ),
-    "arithmetic": Task(score_arithmetic, keys=("score", "acc")),
-}
+TASKS: Registry[Task] = Registry("task")
+
+
+def register_task(
+    name: str,
+    *,
+    keys: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    components: tuple[str, ...] = (),
+    data_sources: tuple[str, ...] = (),
+    settings: Settings | None = None,
+) -> Callable[[AnyScorer], AnyScorer]:
+    """Decorator of a scorer: adds a task, so that a data set's `extra_info.task` may name it.
+
+    ```python
+    @register_task("length", keys=("score", "acc"))
+    def score_length(completion: str, ground_truth: str) -> dict[str, float]:
+        right = float(len(completion) == int(ground_truth))
+        return {"score": right, "acc": right}
+    ```
+
+    Args:
+        name: what data sets call the task.
+        keys, extra, components, data_sources, settings: see `Task`.
+
+    Raises:
+        ValueError: the name is taken by another task, or what `Task` refuses.
+    """
+
+    def add(scorer: AnyScorer) -> AnyScorer:
+        TASKS.add(name, Task(scorer, keys, extra, components, data_sources, settings))
+        return scorer
+
+    return add
 
 
 def tasks() -> tuple[str, ...]:
     """Names of the tasks that `score` knows, sorted."""
-    return tuple(sorted(_TASKS))
+    return TASKS.names()
 
 
 def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        OptionError: there is none; the message lists those there are.
     """
-    if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; available: {', '.join(tasks())}")
-    return _TASKS[name]
+    return TASKS[name]
 
 
-def register_task(name: str, task: Task) -> None:
-    """Add a task, so that a data set's `extra_info.task` may name it.
-
-    Raises:
-        ValueError: the name is taken by another task, `score` is not among its keys, or a component is not.
-    """
-    if "score" not in task.keys:
-        raise ValueError(f"task {name!r} must give 'score', its keys are {task.keys}")
-    if not set(task.components) <= set(task.keys):
-        raise ValueError(f"task {name!r} has the components {task.components}, its keys are {task.keys}")
-    if _TASKS.get(name, task) != task:
-        raise ValueError(f"the task {name!r} is already registered")
-    _TASKS[name] = task
+def task_of(data_source: str) -> str | None:
+    """Name of the task that a data set's rows belong to where they name none; None for an unknown data set."""
+    return next((name for name, task in TASKS.items() if data_source in task.data_sources), None)
 
 
 def check_weights(task: str, weights: Mapping[str, float]) -> None:
     """Check factors of a task's components.
 
     Raises:
-        ValueError: unknown task, a name that is no component of it (the message lists them), or no finite number.
+        OptionError: unknown task, or, under the key `task.component`, a name that is no component of the task or a
+            factor that is no finite number.
     """
     known = get_task(task).components
     for name, factor in weights.items():
         if name not in known:
-            raise ValueError(
-                f"the task {task!r} has no reward component {name!r} to weight; it has {', '.join(known) or 'none'}"
+            raise OptionError(
+                f"{task}.{name}",
+                factor,
+                f"the task {task!r} has no reward component {name!r} to weight; it has {', '.join(known) or 'none'}",
             )
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
-            raise ValueError(f"the weight of {task}.{name} must be a finite number, got {factor!r}")
+            raise OptionError(f"{task}.{name}", factor, "allowed: finite numbers")
 
 
 def score(
@@ -114,7 +142,7 @@ def score(
             LaTeX; countdown: [numbers, target]; sudoku: 16 digits; code: test statements; arithmetic: the integer.
         weights: factors of the reward's components by name, 1 where not given. `score` becomes their weighted sum, and
             each component is returned times its factor; `acc` stays.
-        extra: what else is known of the sample (sudoku: `puzzle`); only what the task takes is passed on.
+        extra: the scorer's options (sudoku: `puzzle`); names that it does not take are left out.
 
     Returns:
         at least `score` (the reward) and `acc` (for evaluation, 0.0 to 1.0); the other keys are the reward's
@@ -126,12 +154,10 @@ def score(
     """
     found = get_task(task)
     check_weights(task, weights or {})
-    result = dict(found.scorer(completion, ground_truth, **{k: v for k, v in extra.items() if k in found.extra}))
+    options = {name: value for name, value in extra.items() if name in found.options}
+    result = dict(found.scorer(completion, ground_truth, **options))
     if weights:
         for name, factor in weights.items():
             result[name] *= factor
         result["score"] = sum(result[name] for name in found.components)
     return result
-
-
-__all__ = ["Task", "check_weights", "get_task", "register_task", "score", "tasks"]

@@ -1,4 +1,4 @@
-"""The masked-diffusion FSDP engine: log-probabilities of masked tokens, level by level, behind verl's interface."""
+"""The masked-diffusion FSDP engine: an estimator's passes, update by update, behind verl's interface."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
@@ -17,76 +17,25 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import detach_tree
+from verl.workers.utils.padding import response_from_nested
 
-from maskgrpo_plugin.diffusion.estimation import UNCOND_IDS, EstimationPlan, level_views
+from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows
+from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
+from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.families import ImageFamily, build_family
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
-
-
-def pad_rows(rows: torch.Tensor, padding: float | int | bool = 0) -> torch.Tensor:
-    """Right-pad a jagged (B, j) tensor to (B, max j)."""
-    return rows.to_padded_tensor(padding=padding)
-
-
-def jag(padded: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Pack the first `offsets.diff()` columns of each row of (B, L, …) into a jagged tensor."""
-    lengths = offsets.diff()
-    valid = torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
-    return torch.nested.nested_tensor_from_jagged(padded[valid], offsets)
-
-
-def place_responses(rows: Any, prompt_lengths: torch.Tensor, length: int, padding: Any) -> torch.Tensor:
-    """Put jagged response values (B, r) at their places on the right-padded canvas.
-
-    Args:
-        rows: jagged (B, r).
-        prompt_lengths: (B,) tokens before each response.
-        length: L, columns of the canvas.
-        padding: value everywhere else.
-
-    Returns:
-        (B, L).
-    """
-    values = rows.values()
-    lengths = rows.offsets().diff()
-    canvas = torch.full((lengths.numel(), length), padding, dtype=values.dtype, device=values.device)
-    row_index = torch.repeat_interleave(torch.arange(lengths.numel(), device=values.device), lengths)
-    within = torch.arange(values.numel(), device=values.device) - rows.offsets()[:-1][row_index]
-    canvas[row_index, prompt_lengths[row_index] + within] = values
-    return canvas
-
-
-def swap_prompts(rows: Any, prompts: Any, prompt_lengths: torch.Tensor) -> torch.Tensor:
-    """Rows with other prompts before their responses.
-
-    Args:
-        rows: jagged (B, j) of prompt and response values.
-        prompts: jagged (B, p'), the values that replace each row's prompt.
-        prompt_lengths: (B,) length of the prompts in `rows`.
-
-    Returns:
-        Jagged (B, p' + r).
-    """
-    pieces = [
-        torch.cat([prompt.to(row.dtype), row[length:]])
-        for row, prompt, length in zip(rows.unbind(), prompts.unbind(), prompt_lengths.tolist(), strict=True)
-    ]
-    return torch.nested.as_nested_tensor(pieces, layout=torch.jagged)
-
-
-def stack_padded(first: torch.Tensor, second: torch.Tensor, padding: float | int | bool = 0) -> torch.Tensor:
-    """Rows of two jagged tensors (B, j) and (B, j'), right-padded to one length; (2B, L)."""
-    return pad_rows(torch.nested.as_nested_tensor([*first.unbind(), *second.unbind()], layout=torch.jagged), padding)
+from maskgrpo_plugin.workers.engine.passes import Line, make_line, make_units, pad_units, rows_of
 
 
 @EngineRegistry.register(model_type="masked_diffusion", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
 class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
     """Actor and reference of a masked diffusion model.
 
-    The batch carries an estimation plan (non-tensor `estimation`) and each row's `mask_key`. `infer_batch` returns
-    the log-probabilities of every level in one call, `log_probs` jagged (B, j, μ); `train_batch` takes the level
-    from the non-tensor `level`. Values lie where verl's autoregressive engine puts them (the value of the token at
-    position n is at n − 1), so verl's losses and trainer code read them unchanged.
+    The batch carries the step's plan (non-tensor `estimation`) and each row's `mask_key`. `infer_batch` returns the
+    estimates ℓ̂ of every update in one call, `log_probs` jagged (B, j, μ), or (B, j, 1) where the passes are the same in
+    every update; `train_batch` takes the update's index from the non-tensor `update`. Values lie where verl's
+    autoregressive engine puts them (the value of the token at position n is at n − 1), so that verl's losses and
+    trainer code read them unchanged.
     """
 
     def _build_module(self) -> nn.Module:
@@ -110,152 +59,152 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
     def forward_backward_batch(
         self, data: TensorDict, loss_function: Callable | None, forward_only: bool = False
     ) -> dict[str, Any]:
-        """Run one level with gradients, or every level of the plan without.
+        """Run one update with gradients, or every update of the plan without.
 
         Args:
             data: jagged batch with `input_ids`, `prompts`, `responses`, `response_mask`, `mask_key`, and the
-                non-tensors `estimation` and, for training, `level`.
+                non-tensors `estimation` and, for training, `update`.
             loss_function: verl's loss; None for log-probabilities alone.
-            forward_only: no gradients, all levels.
+            forward_only: no gradients, all updates.
 
         Returns:
             verl's output dict (`model_output`, `loss`, `metrics`).
         """
-        data = data.to(get_device_id())
-        plan = EstimationPlan(**tu.get_non_tensor_data(data, "estimation", default=None))
+        data = data.to("cpu")
+        plan = StepPlan.from_plain(tu.get_non_tensor_data(data, "estimation", default=None))
+        estimator = plan.build()
+        rows = rows_of(data, plan, estimator, self.model_config.hf_config.mask_token_id)
         if not forward_only:
-            level = tu.get_non_tensor_data(data, "level", default=0)
-            return super().forward_backward_batch(self._at_level(data, plan, level), loss_function, False)
+            update = tu.get_non_tensor_data(data, "update", default=0)
+            units, _ = self._units(data, rows, plan, estimator, update)
+            return super().forward_backward_batch(units, loss_function, False)
         outputs = [
-            super(MaskedDiffusionEngine, self).forward_backward_batch(
-                self._at_level(data, plan, level), loss_function, True
-            )
-            for level in range(len(plan))
+            self._infer(data, rows, plan, estimator, update, loss_function)
+            for update in range(estimator.updates if estimator.varies else 1)
         ]
         merged = outputs[0]
         merged["model_output"] = {
             key: torch.nested.nested_tensor_from_jagged(
-                torch.stack([output["model_output"][key].values() for output in outputs], dim=-1),
-                outputs[0]["model_output"][key].offsets(),
+                torch.stack([output["model_output"][key] for output in outputs], dim=-1), data["input_ids"].offsets()
             )
             for key in outputs[0]["model_output"]
         }
         return merged
 
-    def _at_level(self, data: TensorDict, plan: EstimationPlan, level: int) -> TensorDict:
-        """Shallow copy of `data` with the level's canvases, masks and old and reference log-probabilities."""
-        data = data.clone(recurse=False)
-        input_ids, responses = data["input_ids"], data["responses"]
-        prompt_lengths = data["prompts"].offsets().diff()
-        lengths = input_ids.offsets().diff()
-        tokens = pad_rows(input_ids)
-        length = tokens.shape[1]
-        attended = torch.arange(length, device=tokens.device) < lengths.unsqueeze(1)
-        learnable = place_responses(data["response_mask"].bool(), prompt_lengths, length, False)
-        reveal_step = None
-        if plan.mode == "trajectory":
-            reveal_step = place_responses(data["reveal_step"], prompt_lengths, length, -1)
-        views, attended = level_views(
-            tokens,
-            learnable,
-            attended,
-            data["mask_key"],
-            plan,
-            level,
-            mask_token_id=self.model_config.hf_config.mask_token_id,
-            reveal_step=reveal_step,
-        )
-        for index, view in enumerate(views):
-            data[f"noisy_{index}"] = jag(view.noisy, input_ids.offsets())
-            data[f"masked_{index}"] = jag(view.masked, input_ids.offsets())
-        data["attended"] = jag(attended, input_ids.offsets())
-        if plan.cfg_scale > 0:
-            self._add_uncond(data, prompt_lengths, len(views))
-        masked = torch.stack([view.masked for view in views]).any(0)
-        is_response = torch.arange(length, device=tokens.device) >= prompt_lengths.unsqueeze(1)
-        is_response = is_response & (torch.arange(length, device=tokens.device) < lengths.unsqueeze(1))
-        in_loss = torch.nested.nested_tensor_from_jagged(masked[is_response], responses.offsets())
-        data["response_mask"] = in_loss
-        data["loss_mask"] = in_loss
-        data["maskable_tokens"] = views[0].maskable.sum(-1)
-        for key in ("old_log_probs", "ref_log_prob"):
-            if key in data.keys() and data[key].dim() == 3:
-                data[key] = torch.nested.nested_tensor_from_jagged(data[key].values()[..., level], data[key].offsets())
+    def _units(
+        self, data: TensorDict, rows: Rows, plan: StepPlan, estimator: Estimator, update: int
+    ) -> tuple[TensorDict, list[int]]:
+        """The units of an update, as many on every rank and a multiple of the micro-batch size, and their rows."""
+        passes = estimator.passes(rows, seed=plan.seed, step=plan.step, update=update)
+        units, members = make_units(data, rows, passes, estimator, update)
+        width = units["line_lengths"].shape[1]
+        size = 1
+        if tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True):
+            budget = max(data["max_token_len_per_gpu"] // width, int(data["input_ids"].offsets().diff().max()))
+            tu.assign_non_tensor(units, max_token_len_per_gpu=budget)
+        else:
+            size = max(data["micro_batch_size_per_gpu"] // width, 1)
+            tu.assign_non_tensor(units, micro_batch_size_per_gpu=size)
+        scoring = int((units["line_scored_count"] > 0).sum())
+        count, sequences = self._over_ranks(len(units), scoring)
+        units = pad_units(units, -(-count // size) * size)
+        if estimator.separable and len(passes) > 1:
+            tu.assign_non_tensor(units, global_batch_size=sequences)
         tu.assign_non_tensor(
-            data, num_views=len(views), level_weight=plan.weights[level], guidance_scale=plan.cfg_scale
+            units, guidance_scale=plan.cfg_scale, loss_weight=estimator.loss_weight(update), estimation=plan.to_plain()
         )
-        return data
+        return units, members
 
-    @staticmethod
-    def _add_uncond(data: TensorDict, prompt_lengths: torch.Tensor, views: int) -> None:
-        """Add each view's canvas with the prompt of `uncond_ids`, its mask, and what it attends to."""
-        uncond = data[UNCOND_IDS]
-        nothing = torch.nested.nested_tensor_from_jagged(torch.zeros_like(uncond.values()), uncond.offsets())
-        everything = torch.nested.nested_tensor_from_jagged(torch.ones_like(uncond.values()), uncond.offsets())
-        for index in range(views):
-            data[f"uncond_noisy_{index}"] = swap_prompts(data[f"noisy_{index}"], uncond, prompt_lengths)
-            data[f"uncond_masked_{index}"] = swap_prompts(data[f"masked_{index}"], nothing, prompt_lengths)
-        data["uncond_attended"] = swap_prompts(data["attended"], everything, prompt_lengths)
+    def _over_ranks(self, most: int, total: int) -> tuple[int, int]:
+        """The largest `most` and the sum of `total` over the data-parallel ranks."""
+        group = self.get_data_parallel_group()
+        numbers = torch.tensor([most, total], device=get_device_id())
+        torch.distributed.all_reduce(numbers[:1], op=torch.distributed.ReduceOp.MAX, group=group)
+        torch.distributed.all_reduce(numbers[1:], op=torch.distributed.ReduceOp.SUM, group=group)
+        largest, added = numbers.tolist()
+        return largest, added
+
+    def _infer(
+        self,
+        data: TensorDict,
+        rows: Rows,
+        plan: StepPlan,
+        estimator: Estimator,
+        update: int,
+        loss_function: Callable | None,
+    ) -> dict[str, Any]:
+        """One update without gradients; the units' values are added up to those of their rows, (Σ j,) by name."""
+        units, members = self._units(data, rows, plan, estimator, update)
+        output = super().forward_backward_batch(units, loss_function, True)
+        row_index = torch.tensor(members)
+        inside = rows.attended[row_index]
+        model_output = {}
+        for name, values in output["model_output"].items():
+            by_unit = torch.zeros(inside.shape, dtype=values.dtype)
+            by_unit[inside] = values.values()[: int(inside.sum())].cpu()
+            by_row = torch.zeros(rows.tokens.shape, dtype=values.dtype).index_add_(0, row_index, by_unit)
+            model_output[name] = by_row[rows.attended]
+        output["model_output"] = model_output
+        return output
 
     def forward_step(
         self, micro_batch: TensorDict, loss_function: Callable | None, forward_only: bool
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """One micro-batch: forward each view, gather the masked tokens' log-probabilities, apply the loss.
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """One micro-batch of units: forward their passes, fold the log-probabilities, apply the loss.
 
         Returns:
-            The loss scaled by the level's weight, and verl's per-micro-batch output dict.
+            The loss scaled by the update's weight, and verl's per-micro-batch output dict.
         """
-        micro_batch = micro_batch.to(get_device_id())
+        plan = StepPlan.from_plain(tu.get_non_tensor_data(micro_batch, "estimation", default=None))
+        line = make_line(micro_batch, guided=plan.cfg_scale > 0)
         uses_float32 = self._autocast_dtype == torch.float32
         autocast = nullcontext() if uses_float32 else torch.autocast(get_device_name(), dtype=self._autocast_dtype)
         with autocast:
-            model_output = self._score(micro_batch)
-            if loss_function is None:
-                loss, metrics = torch.tensor(1.0, device=get_device_name()), {}
-            else:
-                loss, metrics = loss_function(
-                    model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
-                )
-                loss = loss * tu.get_non_tensor_data(micro_batch, "level_weight", default=1.0)
-                share = micro_batch["loss_mask"].values().sum() / micro_batch["maskable_tokens"].sum().clamp(min=1)
-                metrics["masked_share"] = Metric(value=share.item(), aggregation=AggregationType.MEAN)
+            model_output = self._estimate(line, micro_batch, plan)
+            if forward_only:
+                nothing = torch.zeros((), device=get_device_id())
+                return nothing, {"model_output": model_output, "loss": 0.0, "metrics": {}}
+            assert loss_function is not None
+            share = line.scored.sum() / (micro_batch["maskable"].sum() * line.shape[1]).clamp(min=1)
+            micro_batch = micro_batch.to(get_device_id())
+            if "old_log_probs" not in micro_batch.keys():
+                own = model_output["log_probs"].detach()
+                micro_batch["old_log_probs"] = response_from_nested(own, micro_batch["response_mask"])
+            loss, metrics = loss_function(
+                model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
+            )
+            loss = loss * tu.get_non_tensor_data(micro_batch, "loss_weight", default=1.0)
+            metrics["masked_share"] = Metric(value=share.item(), aggregation=AggregationType.MEAN)
         return loss, {"model_output": detach_tree(model_output), "loss": loss.detach().item(), "metrics": metrics}
 
-    def _score(self, micro_batch: TensorDict) -> dict[str, torch.Tensor]:
-        """Log-probabilities (and entropies, where asked for) of masked tokens as jagged (B, j); 0 elsewhere."""
+    def _estimate(self, line: Line, micro_batch: TensorDict, plan: StepPlan) -> dict[str, Tensor]:
+        """Estimates ℓ̂ (and entropies, where asked for) as jagged (U, j), each one position before its token."""
+        device = get_device_id()
         with_entropy = tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False)
-        input_ids = micro_batch["input_ids"]
-        offsets = input_ids.offsets()
-        targets = pad_rows(input_ids)
-        guidance_scale = tu.get_non_tensor_data(micro_batch, "guidance_scale", default=0.0)
+        output = self.module(
+            input_ids=line.ids.to(device).unsqueeze(0),
+            packing=Packing.from_lengths(line.lengths, device),
+            logits_positions=line.places.to(device),
+            target_ids=line.targets.to(device),
+            with_entropy=with_entropy,
+            vocab_slice=self._image_slice,
+            guidance_scale=plan.cfg_scale,
+        )
+        scored, weight = line.scored.to(device), line.weight.to(device)
+        index, packed, offsets = line.index.to(device), line.packed.to(device), line.offsets.to(device)
 
-        def canvases(name: str, padding: int | bool) -> torch.Tensor:
-            """(B, L), or with guidance (2B, L) with the canvases without the prompt's text after the others."""
-            if guidance_scale == 0:
-                return pad_rows(micro_batch[name], padding)
-            return stack_padded(micro_batch[name], micro_batch[f"uncond_{name}"], padding)
+        def in_place(values: Tensor) -> Tensor:
+            """(N,) -> (U, passes, L), 0 where nothing is scored."""
+            return values.new_zeros(scored.numel()).index_copy(0, index, values).view(line.shape)
 
-        attended = canvases("attended", False)
-        attention_mask = None if bool(attended.all()) else attended.long()
-        sums: dict[str, torch.Tensor] = {}
-        for index in range(tu.get_non_tensor_data(micro_batch, "num_views", default=1)):
-            masked = pad_rows(micro_batch[f"masked_{index}"], False)
-            output = self.module(
-                input_ids=canvases(f"noisy_{index}", 0),
-                attention_mask=attention_mask,
-                logits_positions=canvases(f"masked_{index}", False),
-                target_ids=targets[masked],
-                with_entropy=with_entropy,
-                vocab_slice=self._image_slice,
-                guidance_scale=guidance_scale,
-            )
-            scores = {"log_probs": output.log_probs, "entropy": output.entropy if with_entropy else None}
-            for name, values in scores.items():
-                if values is not None:
-                    placed = values.new_zeros(masked.shape).masked_scatter(masked, values)
-                    sums[name] = sums[name] + placed if name in sums else placed
-        shifted = {name: torch.nn.functional.pad(values[:, 1:], (0, 1)) for name, values in sums.items()}
-        return {name: jag(values, offsets) for name, values in shifted.items()}
+        passes = [Pass(scored[:, n], scored[:, n], weight[:, n]) for n in range(line.shape[1])]
+        folded = {"log_probs": plan.build().fold(passes, list(in_place(output.log_probs).unbind(1)))}
+        if with_entropy:
+            folded["entropy"] = in_place(output.entropy).sum(1) / scored.sum(1).clamp(min=1)
+        return {
+            name: torch.nested.nested_tensor_from_jagged(values.flatten()[packed].roll(-1), offsets)
+            for name, values in folded.items()
+        }
 
     def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Stream base weights with the adapter merged in, in the module's own dtype (verl's would cast to bf16)."""

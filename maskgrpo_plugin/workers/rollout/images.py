@@ -1,6 +1,5 @@
-"""Images on the rollout server: what an image request carries, and the decoding of its tokens to pixels in batches."""
+"""Images on the rollout server: their tokens to pixels, in batches."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,9 @@ from maskgrpo_plugin.models.families import ImageFamily
 from maskgrpo_plugin.models.image_tokenizers import load_image_tokenizer
 
 
-@dataclass(frozen=True)
-class ImageRequest:
-    """What an image request has beside its prompt.
-
-    Attributes:
-        canvas_ids: R tokens after the prompt: mask tokens where the image goes, and its fixed end.
-        uncond_ids: the prompt without its text, for guidance; unpadded, may be empty.
-    """
-
-    canvas_ids: tuple[int, ...]
-    uncond_ids: tuple[int, ...]
-
-
 def pixels_to_uint8(pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) of about [-1, 1] as (B, H, W, 3) uint8; values outside are clipped."""
     return to_bytes(pixels).permute(0, 2, 3, 1).contiguous()
-
-
-def pad_left(rows: list[tuple[int, ...]], width: int, padding: int) -> tuple[Tensor, Tensor]:
-    """Pad rows of tokens on the left; two (B, width): tokens, and their mask with 1 = token."""
-    tokens = torch.full((len(rows), width), padding)
-    mask = torch.zeros_like(tokens)
-    for number, row in enumerate(rows):
-        if row:
-            tokens[number, width - len(row) :] = torch.tensor(row)
-            mask[number, width - len(row) :] = 1
-    return tokens, mask
 
 
 class ImageDecoder:
@@ -46,7 +21,7 @@ class ImageDecoder:
 
     Args:
         path: folder of the image tokenizer; see `load_image_tokenizer`.
-        family: the language model's family; names where the image tokens lie.
+        family: the language model's family, which names where the image tokens lie.
         device: where to decode.
 
     Raises:

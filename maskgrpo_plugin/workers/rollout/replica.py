@@ -8,7 +8,8 @@ from verl.utils.device import get_device_name, get_visible_devices_keyword
 from verl.workers.rollout.replica import RolloutReplica
 
 from maskgrpo_plugin.workers.rollout.adapter import server_name
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, TransformersServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer
+from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
 
 
 class PluginReplica(RolloutReplica):
@@ -53,9 +54,3 @@ class TransformersReplica(PluginReplica):
     """Replica of an autoregressive transformers model."""
 
     server_cls = TransformersServer
-
-
-REPLICAS: dict[str, type[RolloutReplica]] = {
-    "masked_diffusion": DiffusionReplica,
-    "transformers": TransformersReplica,
-}

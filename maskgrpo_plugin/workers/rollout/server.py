@@ -1,25 +1,29 @@
-"""Ray servers that hold a rollout model: weight sync, sleep and wake, batched generation."""
+"""Ray servers that hold a rollout model: weight sync, sleep and wake, batched generation by diffusion."""
 
 import logging
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name, get_torch_device
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.rollout.replica import TokenOutput
 
-from maskgrpo_plugin.diffusion.samplers import Sampler, SemiAutoregressiveSampler, build_sampler
-from maskgrpo_plugin.models.families import build_family
-from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.diffusion.samplers.base import RunningBatch, Sampler
+from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
+from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
+from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
 from maskgrpo_plugin.workers.platform import check_local_device
-from maskgrpo_plugin.workers.rollout.batching import Batch, DynamicBatcher, Request
-from maskgrpo_plugin.workers.rollout.images import ImageDecoder, ImageRequest, pad_left
+from maskgrpo_plugin.workers.rollout.images import ImageDecoder
 from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate_parameters, serves_adapter
+from maskgrpo_plugin.workers.rollout.request_queue import Batch, BatchKind, Request, RequestQueue
+from maskgrpo_plugin.workers.rollout.requests import CanvasRequest, pad_left
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
 
 logger = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ class RolloutServer:
             loaded=self.config.load_format != "dummy",
             outlives_sleep=serves_adapter(self.model_config),
         )
-        self.batcher = DynamicBatcher(
+        self.queue = RequestQueue(
             self._run,
             max_batch=self.config.max_num_seqs,
             max_wait_s=self.config.max_wait_ms / 1000,
@@ -90,6 +94,7 @@ class RolloutServer:
         video_data: list[Any] | None = None,
         canvas_ids: Sequence[int] | None = None,
         uncond_ids: Sequence[int] = (),
+        is_image: bool = False,
         **_: Any,
     ) -> TokenOutput:
         """Generate one response.
@@ -99,19 +104,25 @@ class RolloutServer:
             prompt_ids: prompt tokens.
             sampling_params: verl's (`temperature`, optional `max_tokens`) and an optional whole-number `seed`; the
                 same prompt, settings and seed give the same response whatever else is in the batch.
-            canvas_ids: for an image, the response's tokens with mask tokens where the image goes.
-            uncond_ids: for an image under guidance, the prompt without its text.
+            canvas_ids, uncond_ids, is_image: see `CanvasRequest`; without `canvas_ids` a text is written.
 
         Returns:
             Response tokens; `extra_fields` holds `reveal_step`, `model_calls` and `global_steps`, and for an image
             `image` (H, W, 3) uint8 where the server has an image tokenizer.
+
+        Raises:
+            ValueError: a text's canvas is not as long as the responses of `rollout.response_length`.
         """
         seed = sampling_params.get("seed")
         seed = zlib.crc32(str(request_id).encode()) if seed is None else int(seed)
-        image = None if canvas_ids is None else ImageRequest(tuple(canvas_ids), tuple(uncond_ids))
+        canvas = None if canvas_ids is None else CanvasRequest(tuple(canvas_ids), tuple(uncond_ids), is_image)
+        if canvas is not None and not is_image and len(canvas.canvas_ids) != self.config.response_length:
+            raise ValueError(
+                f"a canvas of {len(canvas.canvas_ids)} tokens: responses have {self.config.response_length}"
+            )
         temperature = float(sampling_params.get("temperature", self.config.temperature))
-        kind = (temperature, 0 if image is None else len(image.canvas_ids))
-        output = await self.batcher.submit(list(prompt_ids), seed=seed, kind=kind, payload=image)
+        kind = BatchKind(temperature, len(canvas.canvas_ids) if canvas is not None and is_image else 0)
+        output = await self.queue.submit(list(prompt_ids), seed=seed, kind=kind, payload=canvas)
         output.extra_fields["global_steps"] = self.global_steps
         return output
 
@@ -122,23 +133,17 @@ class RolloutServer:
             self._generate(batch)
 
     def _answer(self, batch: Batch, request: Request, output: TokenOutput) -> None:
-        self.batcher.metrics.tokens += self._answer_length(output.token_ids)
+        ids = output.token_ids
+        self.queue.metrics.tokens += min(answer_length(ids, self.stop_token_ids) + 1, len(ids))  # with its end token
         batch.answer(request, output)
 
-    def _inputs(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Generator]]:
+    def _inputs(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor | None, list[torch.Generator]]:
         """Prompts (B, P), padded on the left, their mask where there is padding, and each row's noise."""
         width = max(max(len(r.prompt_ids), len(r.payload.uncond_ids) if r.payload else 0) for r in requests)
-        input_ids, attention_mask = pad_left([tuple(r.prompt_ids) for r in requests], width, self.pad_token_id)
+        input_ids, attention_mask = pad_left([r.prompt_ids for r in requests], width, self.pad_token_id)
         padded = bool((attention_mask == 0).any())
         generators = [torch.Generator(self.device).manual_seed(request.seed) for request in requests]
         return input_ids.to(self.device), attention_mask.to(self.device) if padded else None, generators
-
-    def _answer_length(self, token_ids: list[int]) -> int:
-        """Tokens up to and with the first end token."""
-        for index, token in enumerate(token_ids):
-            if token in self.stop_token_ids:
-                return index + 1
-        return len(token_ids)
 
     def _generate(self, batch: Batch) -> None:
         """Answer every request of the batch."""
@@ -153,9 +158,9 @@ class RolloutServer:
             bucket: as delivered.
             peft_config, base_sync_done: verl's, see `ModelWeights.receive`, also for the errors.
         """
-        await self.batcher.pause()
+        await self.queue.pause()
         if self.weights.receive(bucket, peft_config, base_sync_done):
-            self.batcher.resume()
+            self.queue.resume()
 
     async def wake_up(self, tags: list[str] | None = None) -> None:
         """Take device memory for the weights again. Those under a LoRA adapter come back from host memory with their
@@ -167,7 +172,7 @@ class RolloutServer:
         """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU, nor
         with `rollout.free_cache_engine=false`).
         """
-        await self.batcher.pause()
+        await self.queue.pause()
         if self.device.type != "cpu" and self.config.free_cache_engine:
             self.weights.release()
             get_torch_device().empty_cache()
@@ -178,14 +183,14 @@ class RolloutServer:
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         """Answer every waiting request as aborted and hold new ones back until `resume_generation`."""
-        for request in self.batcher.abort():
+        for request in self.queue.abort():
             if not request.future.done():
                 request.future.set_result(TokenOutput(token_ids=[], stop_reason="aborted"))
-        await self.batcher.pause()
+        await self.queue.pause()
 
     async def resume_generation(self) -> None:
         """Serve requests again after an abort."""
-        self.batcher.resume()
+        self.queue.resume()
 
     async def clear_kv_cache(self) -> None:
         """Nothing is kept between requests."""
@@ -204,167 +209,119 @@ class RolloutServer:
 
     async def reconfigure(self, config: Any) -> None:
         """Serve by another rollout section, such as one with another length or sampler; the weights stay."""
-        await self.batcher.pause()
+        await self.queue.pause()
         self.config = omega_conf_to_dataclass(config)
-        self.batcher.resume()
+        self.queue.resume()
 
     async def pop_metrics(self) -> dict[str, float]:
         """Throughput since the last call; see `BatchingMetrics.summary`."""
-        return self.batcher.pop_metrics()
+        return self.queue.pop_metrics()
 
 
 class DiffusionServer(RolloutServer):
-    """Serves a masked diffusion model with the sampler of `rollout.sampler`: text, and images of families with them."""
+    """Serves a masked diffusion model with the sampler of `rollout.sampler`: text, and images of families with them.
+
+    Attributes:
+        family: the checkpoint's family.
+        image_decoder: the image tokenizer, or None where `rollout.image.tokenizer_path` names none.
+        grid: rows and columns of image tokens; None: the checkpoint's square.
+    """
 
     def __init__(self, config: Any, model_config: Any, replica_rank: int):
         super().__init__(config, model_config, replica_rank)
-        family: Any = build_family(self.model_config.hf_config, self.tokenizer)
-        self.family = family
+        self.family: Family = build_family(self.model_config.hf_config, self.tokenizer)
+        self.stop_token_ids = self.family.stop_token_ids
+        self.image_decoder: ImageDecoder | None = None
+        self.grid: tuple[int, int] | None = None
         if self.config.compile:
             compile_layers(self.model)
-        self.image_decoder: Any = None
         if self.config.image.tokenizer_path:
+            family = self._image_family()
             self.image_decoder = ImageDecoder(self.config.image.tokenizer_path, family, self.device)
-            self.grid = self.config.image.grid(self.family, self.image_decoder.model.config)
+            self.grid = self.config.image.grid(family, self.image_decoder.model.config)
+
+    def _image_family(self) -> ImageFamily:
+        if not isinstance(self.family, ImageFamily):
+            raise ValueError(f"an image was asked for; models of the family {self.family.name!r} have none")
+        return self.family
 
     def _generate(self, batch: Batch) -> None:
-        options = self.config.sampler.options(
-            response_length=self.config.response_length,
-            temperature=batch.kind[0],  # type: ignore[index]
-            stop_token_ids=self.stop_token_ids,
-        )
-        if batch.requests[0].payload is not None:
-            options["vocab_slice"] = self.family.image.vocab_slice
-        sampler = build_sampler(self.config.sampler.name, **options)
-        if isinstance(sampler, SemiAutoregressiveSampler):
-            self._generate_blocks(batch, sampler)
-        else:
+        by_run: dict[str, Any] = {
+            "response_length": self.config.response_length,
+            "temperature": batch.kind.temperature,
+            "stop_token_ids": tuple(self.stop_token_ids),
+        }
+        if batch.kind.canvas_length:
+            by_run["vocab_slice"] = self._image_family().image.vocab_slice
+        sampler = self.config.sampler.build(**by_run)
+        decoder = sampler.decoder(self.model, mask_token_id=self.family.mask_token_id, pad_token_id=self.pad_token_id)
+        if decoder is None:
             self._generate_whole(batch, sampler)
+        else:
+            self._generate_blocks(batch, decoder)
 
-    def _generate_blocks(self, batch: Batch, sampler: SemiAutoregressiveSampler) -> None:
+    def _generate_blocks(self, batch: Batch, decoder: RunningBatch) -> None:
         """Decode block by block; rows that end are answered, and waiting requests take their places."""
-        mask_token_id = self.family.mask_token_id
-        decoder = sampler.decoder(self.model, mask_token_id=mask_token_id, pad_token_id=self.pad_token_id)
         requests: dict[int, Request] = {}
         joining = batch.requests
         while joining or decoder.running:
             if joining:
-                input_ids, attention_mask, generators = self._inputs(joining)
-                length = sampler.response_length
-                tokens = torch.nn.functional.pad(input_ids, (0, length), value=mask_token_id)
-                if attention_mask is not None:
-                    attention_mask = torch.nn.functional.pad(attention_mask, (0, length), value=1)
-                numbers = decoder.join(tokens, attention_mask, generators)
-                requests.update(zip(numbers, joining, strict=True))
+                tokens, attention_mask, generators = self._canvases(joining)
+                requests.update(zip(decoder.join(tokens, attention_mask, generators), joining, strict=True))
             before = decoder.model_calls
             decoder.decode_block()
-            self.batcher.metrics.model_calls += decoder.model_calls - before
+            self.queue.metrics.model_calls += decoder.model_calls - before
             for row in decoder.leave():
-                self.batcher.metrics.row_model_calls += row.model_calls
+                self.queue.metrics.row_model_calls += row.model_calls
                 fields = {"reveal_step": row.reveal_step.tolist(), "model_calls": row.model_calls}
                 output = TokenOutput(token_ids=row.response.tolist(), stop_reason="completed", extra_fields=fields)
                 self._answer(batch, requests.pop(row.number), output)
             joins = bool(requests) and decoder.takes_rows
-            joining = batch.take(self.batcher.max_batch - len(requests)) if joins else []
+            joining = batch.take(self.queue.max_batch - len(requests)) if joins else []
 
     def _generate_whole(self, batch: Batch, sampler: Sampler) -> None:
         """Fill all canvases of the batch together."""
-        input_ids, attention_mask, generators = self._inputs(batch.requests)
-        start = input_ids.shape[1]
-        extra: dict[str, Any] = {}
-        is_image = batch.requests[0].payload is not None
-        if is_image:
-            input_ids, attention_mask, extra = self._image_canvas(batch.requests, input_ids, attention_mask)
+        tokens, attention_mask, generators = self._canvases(batch.requests)
+        length = batch.kind.canvas_length or self.config.response_length
+        is_image = batch.kind.canvas_length > 0
+        uncond: dict[str, Any] = self._unconditional(batch.requests, tokens.shape[1] - length) if is_image else {}
         output = sampler.generate(
             self.model,
-            input_ids,
+            tokens,
             attention_mask,
             mask_token_id=self.family.mask_token_id,
             generator=generators,
-            **extra,
+            **uncond,
         )
         calls = output.row_model_calls.tolist()
-        self.batcher.metrics.model_calls += int(output.model_calls)
-        self.batcher.metrics.row_model_calls += sum(calls)
-        responses = output.sequences[:, start:]
-        reveals = output.reveal_step[:, start:].tolist()
+        self.queue.metrics.model_calls += int(output.model_calls)
+        self.queue.metrics.row_model_calls += sum(calls)
+        responses = output.sequences[:, -length:]
+        reveals = output.reveal_step[:, -length:].tolist()
         fields = [{"reveal_step": reveal, "model_calls": n} for reveal, n in zip(reveals, calls, strict=True)]
         if is_image and self.image_decoder is not None:
-            for field, image in zip(fields, self._decode_images(batch.requests, responses), strict=True):
-                field["image"] = image
+            images = self._decode_images(self.image_decoder, batch.requests, responses)
+            for field, image in zip(fields, images, strict=True):
+                field[IMAGE_FIELD] = image
         for request, response, field in zip(batch.requests, responses.tolist(), fields, strict=True):
             self._answer(batch, request, TokenOutput(token_ids=response, stop_reason="completed", extra_fields=field))
 
-    def _image_canvas(
-        self, requests: Sequence[Request], input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Prompts (B, P) with their canvases, the mask of both, and the sampler's unconditional prompts."""
-        canvas = torch.tensor([request.payload.canvas_ids for request in requests], device=self.device)
-        tokens = torch.cat([input_ids, canvas], dim=1)
-        extra = {}
-        if self.config.sampler.cfg_scale > 0:
-            uncond = [request.payload.uncond_ids for request in requests]
-            ids, mask = pad_left(uncond, input_ids.shape[1], self.pad_token_id)
-            extra = {"uncond_input_ids": ids.to(self.device), "uncond_attention_mask": mask.to(self.device)}
+    def _canvases(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor | None, list[torch.Generator]]:
+        """Prompts and the canvases after them (B, P + R), their mask where there is padding, and each row's noise."""
+        input_ids, attention_mask, generators = self._inputs(requests)
+        masks = (self.family.mask_token_id,) * self.config.response_length
+        rows = [request.payload.canvas_ids if request.payload else masks for request in requests]
+        canvas = torch.tensor(rows, device=self.device)
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(canvas)], dim=1)
-        return tokens, attention_mask, extra
+        return torch.cat([input_ids, canvas], dim=1), attention_mask, generators
 
-    def _decode_images(self, requests: Sequence[Request], responses: torch.Tensor) -> list[Any]:
+    def _unconditional(self, requests: Sequence[Request], width: int) -> dict[str, Tensor]:
+        """The sampler's arguments of guidance: prompts without their text, (B, width), and their mask."""
+        ids, mask = pad_left([request.payload.uncond_ids for request in requests], width, self.pad_token_id)
+        return {"uncond_input_ids": ids.to(self.device), "uncond_attention_mask": mask.to(self.device)}
+
+    def _decode_images(self, decoder: ImageDecoder, requests: Sequence[Request], responses: Tensor) -> list[np.ndarray]:
         """Pixels of each response, (H, W, 3) uint8; all canvases of a batch hold their image tokens at one place."""
         where = [n for n, token in enumerate(requests[0].payload.canvas_ids) if token == self.family.mask_token_id]
-        return self.image_decoder.decode(responses[:, where], self.grid)
-
-
-class TransformersServer(RolloutServer):
-    """Serves an autoregressive transformers model by ancestral sampling with a key-value cache."""
-
-    def _generate(self, batch: Batch) -> None:
-        input_ids, attention_mask, generators = self._inputs(batch.requests)
-        temperature: float = batch.kind[0]  # type: ignore[index]
-        rows = input_ids.shape[0]
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        stops = torch.tensor(self.stop_token_ids, device=self.device)
-        alive = torch.ones(rows, dtype=torch.bool, device=self.device)
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        responses: list[list[int]] = [[] for _ in range(rows)]
-        cache, tokens = None, input_ids
-        for _ in range(self.config.response_length):
-            output = self.model(
-                input_ids=tokens,
-                attention_mask=attention_mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            self.batcher.metrics.model_calls += 1
-            self.batcher.metrics.row_model_calls += int(alive.sum())
-            cache = output.past_key_values
-            chosen = self._choose(output.logits[:, -1].float(), generators, temperature, alive)
-            for row in alive.nonzero().flatten().tolist():
-                responses[row].append(int(chosen[row]))
-            alive &= ~torch.isin(chosen, stops)
-            if not alive.any():
-                break
-            tokens = chosen.unsqueeze(-1)
-            positions = positions[:, -1:] + 1
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(rows, 1)], dim=-1)
-        for request, response in zip(batch.requests, responses, strict=True):
-            fields = {"model_calls": len(response)}
-            self._answer(batch, request, TokenOutput(token_ids=response, stop_reason="completed", extra_fields=fields))
-
-    @staticmethod
-    def _choose(
-        logits: torch.Tensor, generators: list[torch.Generator], temperature: float, alive: torch.Tensor
-    ) -> torch.Tensor:
-        """Greedy at temperature 0, else one draw a row from that row's own generator; (B, V) -> (B,)."""
-        if temperature == 0:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits / temperature, dim=-1)
-        draws = [
-            torch.multinomial(row, 1, generator=generator) if living else row.new_zeros(1, dtype=torch.long)
-            for row, generator, living in zip(probabilities, generators, alive.tolist(), strict=True)
-        ]
-        return torch.cat(draws)
+        return decoder.decode(responses[:, where], self.grid or self._image_family().default_grid())

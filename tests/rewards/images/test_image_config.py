@@ -7,7 +7,7 @@ import pytest
 from image_helpers import FILE
 from omegaconf import OmegaConf
 
-from maskgrpo_plugin.config import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.images.config import ImageRewardConfig, check_image_reward_config, image_reward_cpus
 
 
@@ -67,13 +67,16 @@ def test_cpus_of_the_scorers_are_counted():
         ({**GOOD, "timeout_s": 0}, r"scorers\.x\.timeout_s=0"),
         ({**GOOD, "options": [1]}, r"scorers\.x\.options=\[1\]"),
         ("clip", r"scorers\.x='clip'"),
-        ({"kind": "digits", "options": {"folder": "/no/such"}}, r"scorers\.x\.options\.folder='/no/such'"),
+        (
+            {"kind": "digits", "options": {"folder": "/no/such"}},
+            r"^reward\.image\.scorers\.x\.options\.folder='/no/such'",
+        ),
         ({"kind": "remote"}, r"scorers\.x\.options\.url=None.*must be given"),
         ({"kind": "remote", "options": {"url": "x", "protocol": "y"}}, r"options\.url='x'.*http://host:port"),
     ],
 )
 def test_mistakes_in_a_scorer(scorer, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(OptionError, match=message):
         check_image_reward_config(make({"scorers": {"x": scorer}}))
 
 
@@ -90,14 +93,14 @@ def test_mistakes_in_a_scorer(scorer, message):
     ],
 )
 def test_mistakes_in_the_section(image, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(OptionError, match=message):
         check_image_reward_config(make(image))
 
 
 def test_a_custom_reward_function_is_not_silently_ignored():
     config = make({"scorers": {"x": GOOD}})
     config.reward.custom_reward_function.path = "mine.py"
-    with pytest.raises(ConfigError, match=r"custom_reward_function\.path='mine\.py'.*factory"):
+    with pytest.raises(OptionError, match=r"custom_reward_function\.path='mine\.py'.*factory"):
         check_image_reward_config(config)
 
 
@@ -118,7 +121,7 @@ def test_a_missing_or_broken_library_names_the_extra(kind, module, extra, how, m
 
     monkeypatch.setattr(importlib, "import_module", fake)
     what = "not installed" if how == "missing" else "import fails: operator torchvision::nms"
-    with pytest.raises(ConfigError, match=rf"scorers\.x\.kind='{kind}'.*{module}.*{what}.*") as error:
+    with pytest.raises(OptionError, match=rf"^reward\.image\.scorers\.x\.kind='{kind}'.*{module}.*{what}.*") as error:
         check_image_reward_config(make({"scorers": {"x": {"kind": kind}}}))
     if how == "missing":
         assert f"maskgrpo-plugin[{extra}]" in str(error.value)
@@ -128,12 +131,12 @@ def test_a_dead_server_is_named_by_its_key():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with pytest.raises(ConfigError, match=r"scorers\.x\.options\.url='http://127.*no reward server answers there"):
+    with pytest.raises(OptionError, match=r"scorers\.x\.options\.url='http://127.*no reward server answers there"):
         check_image_reward_config(make({"scorers": {"x": {"kind": "remote", "options": {"url": url}}}}))
 
 
 def test_gpus_that_training_takes_are_not_promised_to_scorers():
-    with pytest.raises(ConfigError, match=r"scorers\.x\.num_gpus=0\.5.*training takes 1 of 1 GPUs"):
+    with pytest.raises(OptionError, match=r"scorers\.x\.num_gpus=0\.5.*training takes 1 of 1 GPUs"):
         check_image_reward_config(make({"scorers": {"x": {**GOOD, "num_gpus": 0.5}}}))
     config = make({"scorers": {"x": {**GOOD, "num_gpus": 0.5}}})
     config.ray_kwargs.ray_init.num_gpus = 2

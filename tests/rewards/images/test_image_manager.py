@@ -164,14 +164,13 @@ def test_what_the_scorers_see_of_a_row():
     assert image_sample(rollout(image, metadata='{"tag": "x"}')[-1].non_tensor_batch).metadata == {"tag": "x"}
 
 
-def test_registration_is_idempotent():
+def test_verl_knows_the_manager():
+    import verl  # noqa: F401
     from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
-    from maskgrpo_plugin.rewards.images import manager as image_manager
+    from maskgrpo_plugin.rewards.images.manager import ImageRewardManager
 
-    image_manager.register()
-    image_manager.register()
-    assert get_reward_manager_cls("maskgrpo_image") is image_manager.ImageRewardManager
+    assert get_reward_manager_cls("maskgrpo_image") is ImageRewardManager
 
 
 @contextlib.contextmanager
@@ -231,8 +230,9 @@ def ocr_server():
 
 @pytest.mark.parametrize("form", ["json", "pickle", "auto"])
 def test_the_server_speaks_both_forms_to_our_client(ocr_server, form):
-    from maskgrpo_plugin.rewards.images import ImageSample
     from maskgrpo_plugin.rewards.images.remote import make_remote
+
+    from maskgrpo_plugin.rewards.images import ImageSample
 
     scorer = make_remote(url=ocr_server, format=form)
     assert scorer.settings.format == ("pickle" if form == "pickle" else "json")
@@ -297,5 +297,7 @@ def test_the_server_refuses_an_unknown_scorer_in_one_line():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert (
-        result.stderr.strip().splitlines()[-1].startswith("--scorer sharpness: unknown scorer 'sharpness'; available")
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith("--scorer sharpness: scorer='sharpness' is not usable; unknown scorer; available: aesthetic")
     )

@@ -1,50 +1,8 @@
-"""Scorers: pure functions from a completion and its ground truth to named numbers, with no verl import."""
+"""The package's text rewards, a file per task; importing this package registers all of them.
 
-import json
-import re
-from typing import Any
+Each is a pure function from a completion and its ground truth to named numbers, with no verl import.
+"""
 
-STOP_TEXTS = ("<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
+from maskgrpo_plugin.imports import import_modules_of
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
-_ANSWER_TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-
-
-def cut_at_stop(completion: str) -> str:
-    """The part of `completion` before the first stop token's text; all of it where there is none."""
-    ends = [end for end in (completion.find(text) for text in STOP_TEXTS) if end >= 0]
-    return completion[: min(ends)] if ends else completion
-
-
-def boxed_contents(text: str) -> list[str]:
-    """Contents of each closed `\\boxed{…}` or `\\fbox{…}`, braces balanced, in the order in which they open."""
-    open_groups: list[int | None] = []
-    found: list[tuple[int, int]] = []
-    for match in _BRACES.finditer(text):
-        if match[0].startswith(("\\boxed", "\\fbox")):
-            open_groups.append(match.end())
-        elif match[0] == "{":
-            open_groups.append(None)
-        elif match[0] == "}" and open_groups:
-            start = open_groups.pop()
-            if start is not None:
-                found.append((start, match.start()))
-    return [text[start:end] for start, end in sorted(found)]
-
-
-def answer_tag_contents(text: str) -> list[str]:
-    """Contents of each closed `<answer>…</answer>`, in order; an `<answer>` inside starts anew."""
-    return _ANSWER_TAGS.findall(text)
-
-
-def from_json(value: Any) -> Any:
-    """`value`, decoded where it is a JSON string (parquet columns hold such), else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-__all__ = ["STOP_TEXTS", "answer_tag_contents", "boxed_contents", "cut_at_stop", "from_json"]
+import_modules_of(__name__, __path__)

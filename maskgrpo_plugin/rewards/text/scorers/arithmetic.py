@@ -2,11 +2,13 @@
 
 import re
 
-from maskgrpo_plugin.rewards.text.scorers import cut_at_stop
+from maskgrpo_plugin.rewards.text.answers import cut_at_stop
+from maskgrpo_plugin.rewards.text.registry import register_task
 
 _INTEGER = re.compile(r"-?[0-9]+")
 
 
+@register_task("arithmetic", keys=("score", "acc"), data_sources=("arithmetic",))
 def score_arithmetic(completion: str, ground_truth: str | int) -> dict[str, float]:
     """Score a completion that should be one integer in digits.
 

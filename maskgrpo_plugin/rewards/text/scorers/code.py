@@ -1,12 +1,18 @@
 """Scorer of programs: the share of tests that the Python in a completion passes, run in a sandbox, and its form."""
 
 import ast
+import functools
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from maskgrpo_plugin.rewards.text.scorers import answer_tag_contents, cut_at_stop, from_json
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.rewards.failures import SandboxLost
+from maskgrpo_plugin.rewards.sections import plain
+from maskgrpo_plugin.rewards.text.answers import answer_tag_contents, cut_at_stop, from_json
+from maskgrpo_plugin.rewards.text.registry import register_task
+from maskgrpo_plugin.sandbox import SandboxConfig, score_program
 
 CORRECT_REWARD = 2.0
 BLOCK_REWARD = 0.25
@@ -19,13 +25,29 @@ _OPEN_BLOCK = re.compile(r"```(?:python|py)[^\n]*\n(.*)", re.DOTALL | re.IGNOREC
 _DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
 
 
-class SandboxLost(RuntimeError):
-    """The sandbox failed while it ran a program, so the program was not judged."""
-
-
 Runner = Callable[[str, Sequence[str]], Mapping[str, float]]
 
 
+def sandbox_settings(reward: Mapping[str, Any]) -> dict[str, Any]:
+    """The option `run` of `score_code` from `reward.sandbox` of a run's config.
+
+    Raises:
+        OptionError: an unknown key or a value out of its range, under `sandbox`.
+    """
+    try:
+        config = SandboxConfig.from_mapping(plain(reward.get("sandbox")) or {})
+    except OptionError as error:
+        raise error.under("sandbox") from None
+    return {"run": functools.partial(score_program, config=config)}
+
+
+@register_task(
+    "code",
+    keys=("score", "acc", "pass_rate", "format", "correct", *COUNTS),
+    extra=("preamble",),
+    components=("format", "correct"),
+    settings=sandbox_settings,
+)
 def score_code(
     completion: str, ground_truth: Any, *, preamble: str = "", run: Runner | None = None
 ) -> dict[str, float]:
@@ -53,7 +75,7 @@ def score_code(
     program = extract_code(text)
     outcome: Mapping[str, float] = {"pass_rate": 0.0, "acc": 0.0, "tests": float(len(tests))}
     if program:
-        outcome = (run or _sandbox)(f"{preamble}\n{program}" if preamble else program, tests)
+        outcome = (run or score_program)(f"{preamble}\n{program}" if preamble else program, tests)
         if outcome.get("tests_sandbox_error"):
             raise SandboxLost(f"the sandbox did not judge {outcome['tests_sandbox_error']:.0f} of {len(tests)} tests")
     components = {"format": format_reward(text), "correct": CORRECT_REWARD * outcome["pass_rate"]}
@@ -126,9 +148,3 @@ def _parses(program: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
-
-
-def _sandbox(program: str, tests: Sequence[str]) -> Mapping[str, float]:
-    from maskgrpo_plugin.sandbox import score_program
-
-    return score_program(program, tests)

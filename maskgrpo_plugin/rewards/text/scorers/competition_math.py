@@ -5,8 +5,9 @@ from fractions import Fraction
 from math import gcd
 from typing import NamedTuple
 
+from maskgrpo_plugin.rewards.text.answers import answer_tag_contents, boxed_contents, cut_at_stop
 from maskgrpo_plugin.rewards.text.equivalence import Verdict, compare_latex
-from maskgrpo_plugin.rewards.text.scorers import answer_tag_contents, boxed_contents, cut_at_stop
+from maskgrpo_plugin.rewards.text.registry import register_task
 
 CORRECT_REWARD = 2.0
 BOX_IN_TAGS_REWARD = 1.0
@@ -40,6 +41,12 @@ class Number(NamedTuple):
     decimals: int
 
 
+@register_task(
+    "math",
+    keys=("score", "acc", "timeout", "format", "correct"),
+    components=("format", "correct"),
+    data_sources=("DigitalLearningGmbH/MATH-lighteval", "HuggingFaceH4/MATH-500"),
+)
 def score_math(
     completion: str, ground_truth: str | int | float, *, time_limit_s: float = TIME_LIMIT_S
 ) -> dict[str, float]:

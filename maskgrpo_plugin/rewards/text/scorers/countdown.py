@@ -7,7 +7,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from maskgrpo_plugin.rewards.text.scorers import answer_tag_contents, boxed_contents, cut_at_stop, from_json
+from maskgrpo_plugin.rewards.text.answers import answer_tag_contents, boxed_contents, cut_at_stop, from_json
+from maskgrpo_plugin.rewards.text.registry import register_task
 
 CORRECT_REWARD = 1.0
 FORMAT_REWARD = 0.1
@@ -37,6 +38,7 @@ class Expression(NamedTuple):
     numbers: list[int]
 
 
+@register_task("countdown", keys=("score", "acc", "format", "correct"), components=("format", "correct"))
 def score_countdown(completion: str, ground_truth: Any) -> dict[str, float]:
     """Score one completion; everything after the first stop token's text is ignored.
 

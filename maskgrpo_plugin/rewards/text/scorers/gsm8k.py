@@ -3,7 +3,8 @@
 import re
 from decimal import Decimal
 
-from maskgrpo_plugin.rewards.text.scorers import answer_tag_contents, boxed_contents, cut_at_stop
+from maskgrpo_plugin.rewards.text.answers import answer_tag_contents, boxed_contents, cut_at_stop
+from maskgrpo_plugin.rewards.text.registry import register_task
 
 FORMAT_REWARD = 0.5
 INTEGER_REWARD = 0.5
@@ -18,6 +19,12 @@ _UNIT_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}")
 _EXPONENT = re.compile(r"\^\s*(?:\{[^{}]*\}|\\?\w+)")
 
 
+@register_task(
+    "gsm8k",
+    keys=("score", "acc", "format", "integer", "correct"),
+    components=("format", "integer", "correct"),
+    data_sources=("openai/gsm8k", "gsm8k"),
+)
 def score_gsm8k(completion: str, ground_truth: str | int | float) -> dict[str, float]:
     """Score one completion; everything after the first stop token's text is ignored.
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from maskgrpo_plugin.rewards.text.scorers import cut_at_stop
+from maskgrpo_plugin.rewards.text.answers import cut_at_stop
+from maskgrpo_plugin.rewards.text.registry import register_task
 
 CELLS = 16
 
@@ -15,6 +16,7 @@ _BEFORE_CLOSING = re.compile(r"([0-9]{16})\s*</answer>", re.IGNORECASE)
 _GRID = re.compile(r"(?<![0-9])[0-9]{16}(?![0-9])")
 
 
+@register_task("sudoku", keys=("score", "acc", "correct"), extra=("puzzle",), components=("correct",))
 def score_sudoku(completion: str, ground_truth: str, *, puzzle: str | None = None) -> dict[str, float]:
     """Score one completion; everything after the first stop token's text is ignored.
 

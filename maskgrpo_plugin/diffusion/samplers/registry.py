@@ -1,0 +1,82 @@
+"""Samplers by name: `register_sampler` adds one, `build_sampler` builds one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from maskgrpo_plugin.diffusion.samplers.base import Sampler
+from maskgrpo_plugin.errors import OptionError, check_choice
+
+S = TypeVar("S", bound=type[Sampler])
+SAMPLERS: dict[str, type[Sampler]] = {}
+
+
+def register_sampler(name: str) -> Callable[[S], S]:
+    """Class decorator: make a sampler known by `name`, for `build_sampler` and `rollout.sampler.name`.
+
+    Raises:
+        ValueError: another class has the name.
+    """
+
+    def register(cls: S) -> S:
+        if name in SAMPLERS and SAMPLERS[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"sampler {name!r} is already registered by {SAMPLERS[name].__module__}")
+        SAMPLERS[name] = cls
+        return cls
+
+    return register
+
+
+def get_sampler(name: str) -> type[Sampler]:
+    """The class of a sampler.
+
+    Raises:
+        OptionError: of the key `name`: there is no such sampler.
+    """
+    check_choice("name", name, tuple(SAMPLERS))
+    return SAMPLERS[name]
+
+
+def build_sampler(name: str, **options: Any) -> Sampler:
+    """Build a sampler.
+
+    Args:
+        name: `semi_autoregressive`, `emerge`, `maskgit`, or one that `register_sampler` added.
+        **options: the sampler's options; see its class.
+
+    Raises:
+        OptionError: an unknown name or option, one that is missing, or a value that cannot work.
+    """
+    cls = get_sampler(name)
+    known = {each.name: each for each in fields(cls)}
+    for key, value in options.items():
+        if key not in known:
+            raise OptionError(key, value, f"{name} has no such option; it has {', '.join(known)}")
+    for key, each in known.items():
+        if key not in options and each.default is MISSING and each.default_factory is MISSING:
+            raise OptionError(key, None, f"{name} needs a value")
+    return cls(**options)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """What `rollout.sampler.options` may hold for a sampler: its options but those that a run sets elsewhere."""
+    return tuple(each.name for each in fields(get_sampler(name)) if not each.metadata.get("by_run"))
+
+
+def build_for_run(name: str, options: Mapping[str, Any], **by_run: Any) -> Sampler:
+    """The sampler of a run.
+
+    Args:
+        name: see `build_sampler`.
+        options: as `rollout.sampler.options` holds them.
+        **by_run: what the run sets elsewhere; what the sampler does not declare is left out.
+
+    Raises:
+        OptionError: see `build_sampler`; also an option that is not for `rollout.sampler.options`.
+    """
+    allowed = option_names(name)
+    for key, value in options.items():
+        if key not in allowed:
+            raise OptionError(key, value, f"{name} has no such option; it has {', '.join(allowed)}")
+    declared = {each.name for each in fields(get_sampler(name))}
+    return build_sampler(name, **options, **{key: value for key, value in by_run.items() if key in declared})

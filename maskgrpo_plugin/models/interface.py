@@ -1,0 +1,386 @@
+"""What a mask predictor offers to engine, samplers and evaluation; and its read-out, written once for all of them.
+
+A further architecture is a configuration and a class with an `encode`, its transformer: see `MaskPredictorModel`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
+from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
+
+
+@dataclass
+class MaskedDiffusionOutput(ModelOutput):
+    """What a mask predictor returns.
+
+    Attributes:
+        loss: unused; present for tools that expect it.
+        logits: (B, L, V), (B, K, V) or (N, V), by what `logits_positions` asked for; None where log-probabilities were.
+        log_probs: (N,) float32 log-probabilities of `target_ids` at `logits_positions`.
+        entropy: (N,) entropies in nats, or None.
+        hidden_states: (B, L, D) or (B, K, D), what the head was applied to; None at single positions.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    hidden_states: Tensor | None = None
+
+
+class MaskPredictor(Protocol):
+    """A model that predicts the masked tokens of a canvas from all that it may attend to.
+
+    Samplers also take any callable (input_ids, attention_mask=…) with `.logits` (B, L, V): an attribute that it lacks
+    counts as False, 0 or None.
+
+    Attributes:
+        supports_logits_positions: takes `logits_positions`, so that few logits are computed.
+        supports_vocab_slice: takes `vocab_slice` without targets.
+        supports_packing: computes packed lines without padding; others take them and pad inside.
+        supports_block_cache: takes `cache` and `first_column` (Fast-dLLM's approximate caches).
+        logits_shift: how many positions before a token its logits stand, 0 or 1. Only the logits of a whole canvas are
+            as the model gives them; at `logits_positions`, and as log-probabilities, they are those of the token there.
+        block_length: None where attention is bidirectional. Else attention is block-causal: a token attends to its own
+            block of so many and to those before it, counted from the row's first token, prompt included.
+
+    A block-causal model is trained with the noisy and the clean copy of a row in one forward pass, since a noisy block
+    attends to the clean ones before it. `forward` has room for it: `input_ids` are the noisy rows, and a further
+    argument `clean_ids` of the same form holds the clean ones, which add keys and values but no logits. No model here
+    implements it yet.
+    """
+
+    supports_logits_positions: bool
+    supports_vocab_slice: bool
+    supports_packing: bool
+    supports_block_cache: bool
+
+    @property
+    def logits_shift(self) -> int:
+        """See above."""
+
+    @property
+    def block_length(self) -> int | None:
+        """See above."""
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_positions: Tensor | None = None,
+        target_ids: Tensor | None = None,
+        with_entropy: bool = False,
+        vocab_slice: tuple[int, int] | None = None,
+        guidance_scale: float = 0.0,
+        cache: BlockCache | None = None,
+        first_column: int = 0,
+        packing: Packing | None = None,
+    ) -> MaskedDiffusionOutput:
+        """Predict the tokens of a canvas; see `MaskPredictorModel.forward`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the columns of a forward pass stand, and what they attend to.
+
+    Attributes:
+        position_ids: (B, W) int64, number of tokens of the row before each column; (1, T) of a packed line.
+        attention_mask: (B, 1, W, L) bool, true = attend; None: every column attends to all of its row.
+        packing: of a packed line (1, T), whose rows attend to themselves alone; None of a batch.
+        columns: (B, K) int64, the columns whose hidden states are wanted; (1, N) places of a packed line, as many of
+            each row; None: all.
+        cache: keys and values of all L columns of the canvas, to attend to and to renew.
+        first_column: column of the canvas where the W columns begin.
+        block_length: of block-causal attention; None: the model's.
+    """
+
+    position_ids: Tensor
+    attention_mask: Tensor | None = None
+    packing: Packing | None = None
+    columns: Tensor | None = None
+    cache: BlockCache | None = None
+    first_column: int = 0
+    block_length: int | None = None
+
+
+class MaskPredictorModel(PreTrainedModel):
+    """A `MaskPredictor` made of a transformer: subclasses give `encode`, this class embeds, lays out and reads out.
+
+    A model of transformers with another attention mask inherits from both, this class first. `encode` obeys
+    `Layout.attention_mask` and `Layout.columns`; with `supports_packing` also `Layout.packing`, with
+    `supports_block_cache` also `Layout.cache`. The embedding and the head are those that `get_input_embeddings` and
+    `get_output_embeddings` (None: tied to the embedding) name.
+    """
+
+    supports_logits_positions: ClassVar[bool] = True
+    supports_vocab_slice: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = False
+    supports_block_cache: ClassVar[bool] = False
+    main_input_name = "input_ids"
+
+    @property
+    def logits_shift(self) -> int:
+        """The config's `logits_shift`, 0 where it has none; see `MaskPredictor`."""
+        return getattr(self.config, "logits_shift", 0)
+
+    @property
+    def block_length(self) -> int | None:
+        """None: attention is bidirectional; see `MaskPredictor`."""
+        return None
+
+    def encode(self, inputs_embeds: Tensor, layout: Layout) -> Tensor:
+        """The transformer up to and with its last norm.
+
+        Args:
+            inputs_embeds: (B, W, D), or (1, T, D) where `layout.packing` is given.
+            layout: of these columns.
+
+        Returns:
+            (B, W, D) or (1, T, D); at `layout.columns`, where given, (B, K, D) or (1, N, D) (see `at_columns`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no encode")
+
+    def project(self, hidden: Tensor, vocab_slice: tuple[int, int] | None = None) -> Tensor:
+        """The head; (…, D) -> (…, V), or the columns [start, stop) of the vocabulary alone."""
+        matrix = self._head_matrix()
+        if matrix is not None:
+            return linear(hidden, matrix if vocab_slice is None else matrix[vocab_slice[0] : vocab_slice[1]])
+        logits = self.get_output_embeddings()(hidden)
+        return logits if vocab_slice is None else logits[..., vocab_slice[0] : vocab_slice[1]]
+
+    def _head_matrix(self) -> Tensor | None:
+        """The head's (V, D) matrix; None where the head is more than that, such as one with an adapter."""
+        head = self.get_output_embeddings()
+        if head is None:
+            return self.get_input_embeddings().weight
+        return head.weight if type(head) is nn.Linear and head.bias is None else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_positions: Tensor | None = None,
+        target_ids: Tensor | None = None,
+        with_entropy: bool = False,
+        vocab_slice: tuple[int, int] | None = None,
+        guidance_scale: float = 0.0,
+        cache: BlockCache | None = None,
+        first_column: int = 0,
+        packing: Packing | None = None,
+        block_length: int | None = None,
+        chunk_size: int = 512,
+        **kwargs: Any,
+    ) -> MaskedDiffusionOutput:
+        """Predict the tokens of a canvas.
+
+        Two rows of 2 and 3 tokens whose last tokens are asked for, as a batch and as a line:
+
+            model(batch, attention_mask=mask, logits_positions=last)                 (2, 3), (2, 3), (2, 3) bool
+            model(line, packing=Packing.from_lengths([2, 3], device),                (1, 5)
+                  logits_positions=torch.tensor([1, 4]))                             (2,) places in the line
+
+        Args:
+            input_ids: (B, L) tokens, masked positions holding the mask token; or (1, T), a packed line.
+            attention_mask: (B, L), 1 = token, 0 = padding on either side, which takes no part (logits there are those
+                of hidden states 0); or (B, 1, L, L) bool, true = attend; None attends everywhere.
+            position_ids: (B, L); by default the number of tokens before, so that padding does not shift a row.
+            inputs_embeds: (B, L, D) instead of `input_ids`.
+            logits_positions: where the head runs. (B, L) bool, or (1, T) for a line: at these N positions, row by row.
+                (N,) int64: at these places of the line; the device is not waited for. (B, K) int64: at these columns
+                of each row, with the queries of the last layer at them alone; logits (B, K, V).
+            target_ids: (N,) tokens at those positions; then log-probabilities come instead of logits.
+            with_entropy: also the entropies there.
+            vocab_slice: (start, stop) of the image tokens: a target among them is scored by a softmax over these
+                columns alone, any other by one over the whole vocabulary; without targets: the columns of the logits.
+            guidance_scale: above 0, the second half of the rows holds the first half's canvases without the prompt's
+                text, both halves have as many positions, and `target_ids` are the first half's: the N/2
+                log-probabilities are those of (1 + w)·logits − w·logits without the text. The head is linear, so the
+                hidden states are combined before it.
+            cache: empty: keeps the keys and values of this pass. Filled: `input_ids` are the columns from
+                `first_column` on of a canvas that the mask covers whole; what the cache knows stands in for the others.
+            first_column: the canvas's column of the first of `input_ids`; `logits_positions` count from it.
+            packing: of the line, or of the (B, L) mask. Without it, a mask has the device waited for to make it.
+            block_length: for block-causal models, another length than the config's.
+            chunk_size: positions per chunk of the head.
+            **kwargs: accepted for transformers' callers.
+
+        Returns:
+            `MaskedDiffusionOutput`.
+
+        Raises:
+            ValueError: a cache where logits are shifted, a block length for bidirectional attention, or columns of a
+                line.
+        """
+        if cache is not None and self.logits_shift:
+            raise ValueError("cache: the logits of a block's first token stand before the block (logits_shift=1)")
+        if block_length is not None and self.block_length is None:
+            raise ValueError(f"block_length={block_length}: {type(self).__name__} attends in both directions")
+        if packing is None and cache is None and attention_mask is not None and attention_mask.dim() == 2:
+            packing = Packing.of(attention_mask)
+            attention_mask = None
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        is_line = packing is not None and given is not None and packing.is_line(given)
+        if packing is not None and not is_line:
+            input_ids, inputs_embeds, position_ids = (
+                None if part is None else packing.pack(part) for part in (input_ids, inputs_embeds, position_ids)
+            )
+        x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        places = self._places(logits_positions, packing, is_line, x.shape[1])
+        columns = None if places is None or places.dim() == 1 else places
+        layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, block_length)
+        hidden = self._encode(x, layout)
+        if places is not None and columns is None:
+            return self.read_out(
+                hidden.flatten(0, 1)[places],
+                target_ids,
+                with_entropy=with_entropy,
+                vocab_slice=vocab_slice,
+                guidance_scale=guidance_scale,
+                chunk_size=chunk_size,
+            )
+        if columns is not None:
+            hidden = hidden.view(*logits_positions.shape, -1)  # type: ignore[union-attr]
+        elif packing is not None and not is_line:
+            hidden = packing.unpack(hidden)
+        return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
+
+    def read_out(
+        self,
+        hidden: Tensor,
+        target_ids: Tensor | None = None,
+        *,
+        with_entropy: bool = False,
+        vocab_slice: tuple[int, int] | None = None,
+        guidance_scale: float = 0.0,
+        chunk_size: int = 512,
+    ) -> MaskedDiffusionOutput:
+        """Logits, or log-probabilities of `target_ids`, from hidden states (N, D); see `forward`."""
+        if guidance_scale > 0:
+            cond, uncond = hidden.chunk(2)
+            hidden = (1 + guidance_scale) * cond - guidance_scale * uncond
+        if target_ids is None:
+            return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice))
+        head = None if with_entropy else self._head_matrix()
+
+        def score(rows: Tensor, targets: Tensor, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+            options: dict[str, Any] = {"chunk_size": chunk_size, "vocab_slice": columns}
+            if head is not None:
+                return fused_log_probs(rows, head, targets, **options), None
+            return masked_log_probs(rows, self.project, targets, with_entropy=with_entropy, **options)
+
+        if vocab_slice is None:
+            log_probs, entropy = score(hidden, target_ids, None)
+        else:
+            log_probs, entropy = sliced_log_probs(hidden, score, target_ids, vocab_slice)
+        return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy)
+
+    def _places(self, positions: Tensor | None, packing: Packing | None, is_line: bool, width: int) -> Tensor | None:
+        """Where the logits of `logits_positions` stand: (N,) of the flattened columns, or (B, K) or (1, B·K) each."""
+        if positions is None:
+            return None
+        if positions.dtype == torch.bool:
+            positions = positions if packing is None or is_line else packing.pack(positions)
+            positions = positions.flatten().nonzero().squeeze(-1)
+        elif packing is not None and positions.dim() == 2:
+            if is_line and packing.rows > 1:
+                raise ValueError("logits_positions (B, K): allowed for a line are (1, T) bool or (N,) places in it")
+            positions = packing.pack_columns(positions)
+        if not self.logits_shift:
+            return positions
+        before = positions % width if packing is None else packing.position_ids[0][positions]
+        return positions - (before > 0).long()
+
+    def _encode(self, inputs_embeds: Tensor, layout: Layout) -> Tensor:
+        """`encode`, by way of a padded batch where the class does not compute packed lines."""
+        packing = layout.packing
+        if packing is None or self.supports_packing:
+            return self.encode(inputs_embeds, layout)
+        mask = rectangular_mask(packing.mask, packing.mask.shape[1])
+        positions = packing.unpack(layout.position_ids)
+        padded = Layout(positions, mask, block_length=layout.block_length)
+        hidden = packing.pack(self.encode(packing.unpack(inputs_embeds), padded))
+        return hidden if layout.columns is None else at_columns(hidden, layout.columns)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """False: transformers' `generate` decodes left to right, this model is decoded by a sampler."""
+        return False
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """Inputs of one forward pass; peft asks every model with a head for it. Decoding itself is a sampler's work."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` without a bias; (…, D), (V, D) -> (…, V).
+
+    On the CPU and without gradients, few rows go through as the right factor: BLAS then reads a large weight 1.4 to 1.8
+    times as fast, with the same sums.
+    """
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not 0 < rows <= 64:
+        return F.linear(x, weight)
+    return (weight @ x.reshape(rows, -1).T).T.contiguous().view(*x.shape[:-1], -1)
+
+
+def at_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Hidden states (B, K, D) of x (B, L, D) at `columns` (B, K)."""
+    return x.gather(1, columns.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def mask_at_columns(mask: Tensor, columns: Tensor) -> Tensor:
+    """The mask (B, 1, K, L) of the queries at `columns` (B, K), from (B, 1, W, L)."""
+    return at_columns(mask.squeeze(1), columns).unsqueeze(1)
+
+
+def lay_out(
+    x: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    packing: Packing | None,
+    columns: Tensor | None,
+    cache: BlockCache | None,
+    first_column: int,
+    block_length: int | None,
+) -> Layout:
+    """The layout of embedded columns x (B, W, D), or of a packed line (1, T, D)."""
+    if packing is not None:
+        positions = packing.position_ids if position_ids is None else position_ids
+        return Layout(positions, None, packing, columns, block_length=block_length)
+    positions = default_positions(x, attention_mask, first_column) if position_ids is None else position_ids
+    mask = rectangular_mask(attention_mask, x.shape[1])
+    return Layout(positions, mask, None, columns, cache, first_column, block_length)
+
+
+def rectangular_mask(attention_mask: Tensor | None, width: int) -> Tensor | None:
+    """The mask as (B, 1, W, L) bool, from one of that shape or from (B, L); None where it is known to hide nothing."""
+    if attention_mask is None or attention_mask.dim() == 4:
+        return attention_mask
+    if attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+        return None
+    return attention_mask.bool()[:, None, None, :].expand(-1, 1, width, -1)
+
+
+def default_positions(x: Tensor, attention_mask: Tensor | None, first_column: int = 0) -> Tensor:
+    """Positions of (B, W, …), the columns from `first_column` on: counted over tokens alone where a (B, L) mask tells
+    padding apart; (B, W) int64.
+    """
+    last = first_column + x.shape[1]
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, first_column:last]
+    return torch.arange(first_column, last, device=x.device).expand(x.shape[0], -1)

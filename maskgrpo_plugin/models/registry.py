@@ -1,0 +1,23 @@
+"""The mask predictors that are known, by the `model_type` of their checkpoints."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+
+from maskgrpo_plugin.models.interface import MaskPredictorModel
+
+MODELS: dict[str, type[MaskPredictorModel]] = {}
+
+
+def register_model(config_class: type[PretrainedConfig], model_class: type[MaskPredictorModel]) -> None:
+    """Make a mask predictor known to transformers' Auto classes and to the plugin; idempotent.
+
+    A module that calls it must be imported in driver and workers. A checkpoint of that `model_type` then loads, and is
+    trained, sampled and evaluated as text; a `Family` of its own is needed for other special tokens, or for images.
+
+    Args:
+        config_class: configuration with the `model_type` and the keys of the published config.json.
+        model_class: model with that `config_class`, and the module names of the published weights.
+    """
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    MODELS[config_class.model_type] = model_class

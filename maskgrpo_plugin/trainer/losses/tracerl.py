@@ -1,0 +1,53 @@
+"""The policy loss `tracerl`: rows are slices of a trajectory, and the KL is to the policy before the update."""
+
+from typing import Any
+
+import torch
+from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
+
+from maskgrpo_plugin.trainer.losses.base import MAX_LOG_RATIO, clip_range, ratio_metrics
+
+
+@register_policy_loss("tracerl")
+def tracerl_loss(
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    config: Any = None,
+    rollout_is_weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """TraceRL's objective (arXiv 2509.06949; dLLM-RL, train/rl_llada.py): the mean over rows, one per slice, of
+
+        mean over its tokens of −min(ρA, clip(ρ, 1−ε, 1+ε)A)  +  β · sum over its tokens of k3(ℓ, ℓ_old).
+
+    The KL is a sum where the policy term is a mean, and its reference is the policy before the update: set
+    `actor.use_kl_loss=false`, which would add another. Rows without a token do not count.
+
+    Args:
+        old_log_prob: (B, L) ℓ_old.
+        log_prob: (B, L) ℓ_θ at the same canvases.
+        advantages: (B, L) group-relative advantages.
+        response_mask: (B, L) true at the slice's tokens that count.
+        loss_agg_mode: not used: the row is the unit.
+        config: actor config with `clip_ratio`, `clip_ratio_low`, `clip_ratio_high`, `kl_loss_coef` (β), and
+            `global_batch_info`, whose `global_batch_size` is the number of rows over all ranks.
+        rollout_is_weights: (B, L) optional weights of verl's rollout correction.
+
+    Returns:
+        The scalar loss and a dict of floats.
+    """
+    low, high = clip_range(config)
+    log_ratio = torch.clamp(log_prob - old_log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
+    losses = torch.maximum(unclipped, clipped)
+    if rollout_is_weights is not None:
+        losses = losses * rollout_is_weights
+    divergence = torch.exp(-log_ratio) + log_ratio - 1
+    policy = agg_loss(losses, response_mask, "seq-mean-token-mean", **config.global_batch_info)
+    kl = agg_loss(divergence, response_mask, "seq-mean-token-sum", **config.global_batch_info)
+    metrics = ratio_metrics(log_prob.detach(), log_ratio.detach(), clipped.detach() > unclipped.detach(), response_mask)
+    return policy + config.kl_loss_coef * kl, metrics | {"actor/kl_to_old": kl.detach().item()}

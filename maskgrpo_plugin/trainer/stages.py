@@ -1,0 +1,270 @@
+"""The trainers `maskgrpo_sync` and `maskgrpo_colocate_async`: verl's own with μ updates per batch of rollouts."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.padding import response_from_nested, response_to_nested
+
+from maskgrpo_plugin.config import EstimationConfig
+from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
+from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
+from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
+from maskgrpo_plugin.trainer.image_log import log_contact_sheet
+from maskgrpo_plugin.workers.rollout import ROLLOUTS
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_POLL_INTERVAL_S = 0.1
+ESTIMATION_FIELDS = ("input_ids", "prompts", "responses", "response_mask", "mask_key")
+WORKER_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
+
+
+class MaskGRPOStages(PPOTrainer):
+    """What a MaskGRPO step (arXiv 2510.02880) does with its rollouts, over one of verl's trainers: rewards, old and
+    reference estimates of every update's passes, advantages, then the μ updates in their order.
+
+    With `actor_rollout_ref.model.model_type=language_model` it is verl's trainer on the plugin's workers, for
+    autoregressive baselines in the same setup.
+
+    Attributes:
+        verl_mode: verl's name for the trainer, which decides about its replay buffer and checkpoints.
+    """
+
+    verl_mode: str
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
+        self.estimation: EstimationConfig | None = None
+        self.plan: StepPlan | None = None
+        self._stops: tuple[int, ...] | None = None
+        image = config.reward.reward_manager.name == IMAGE_REWARD_MANAGER
+        self.reward_failure_policy = (
+            ImageRewardConfig.from_config(config.reward.image).on_failure
+            if image
+            else config.algorithm.get("on_reward_failure", "zero")
+        )
+        if self.is_diffusion:
+            self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
+            self.estimator = self.estimation.build()
+            for old, new in self.estimation.renamed().items():
+                logger.warning("algorithm.estimation.%s has moved; write algorithm.estimation.%s", old, new)
+
+    def _build_replay_buffer(self) -> Any:
+        settings = self.config.trainer.v1.get(self.config.trainer.v1.trainer_mode) or {}
+        self.trainer_mode = self.verl_mode
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = settings.get("poll_interval_s", DEFAULT_POLL_INTERVAL_S)
+        return buffer
+
+    def _init_resource_pool_mgr(self) -> None:
+        from maskgrpo_plugin.workers.actor import MaskGRPOWorker
+
+        super()._init_resource_pool_mgr()
+        for role in WORKER_ROLES:
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(MaskGRPOWorker)
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)
+        metrics.update(self._rollout_metrics())
+        return batch
+
+    def _rollout_metrics(self) -> dict[str, float]:
+        """Mean over the replicas of the servers' counters since the last step, as `rollout/…`."""
+        if self.config.actor_rollout_ref.rollout.name not in ROLLOUTS:
+            return {}
+        servers = self.llm_server_manager.server_handles
+        summaries: list[dict[str, float]] = ray.get([server.pop_metrics.remote() for server in servers])
+        return {f"rollout/{key}": sum(s[key] for s in summaries) / len(summaries) for key in summaries[0]}
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """Put the batch in the order of the data, not of arrival, so that a resumed run sums in the same order."""
+        rows, sessions = self._row_numbers(batch)
+        batch.reorder(sorted(range(len(batch)), key=lambda i: (rows[i], sessions[i])))
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        return self._resolve_failed_rewards(batch, metrics)
+
+    def _resolve_failed_rewards(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Log the reward's components, and apply the policy for samples whose reward failed: new rewards, and no loss
+        for samples that are dropped.
+
+        A step in which no reward at all could be had keeps its samples with equal rewards, which is no advantage.
+        """
+        fields = ["uid", "rm_scores", "response_mask", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        infos = [extra.get("reward_extra_info", {}) for extra in data["extra_fields"]]
+        metrics.update(mean_reward_components(infos))
+        failed = torch.tensor([float(info.get("reward_failed", 0.0)) > 0 for info in infos])
+        scores = data["rm_scores"].to_padded_tensor(0.0)
+        rewards = scores.sum(-1)
+        count = int((failed | ~rewards.isfinite()).sum())
+        metrics["reward/failed_samples"] = float(count)
+        if count == 0 or self.reward_failure_policy == "zero":
+            return batch
+        logger.warning("%d of %d rewards failed at step %d", count, len(batch), self.global_steps)
+        groups = [str(uid) for uid in data["uid"]]
+        resolved, keep = resolve_failed_rewards(rewards, failed, groups, self.reward_failure_policy)
+        if not keep.any():
+            keep = torch.ones_like(keep)
+        metrics["reward/dropped_samples"] = float((~keep).sum())
+        mask = data["response_mask"]
+        lengths = mask.offsets().diff()
+        scores = torch.zeros_like(scores)
+        scores[torch.arange(len(batch)), lengths - 1] = resolved.to(scores.dtype)
+        kept = mask.to_padded_tensor(0) * keep.unsqueeze(-1).to(mask.dtype)
+        written = TensorDict(
+            {"rm_scores": response_to_nested(scores, mask), "response_mask": response_to_nested(kept, mask)},
+            batch_size=len(batch),
+        )
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
+
+    def _row_numbers(self, batch: KVBatchMeta) -> tuple[list[int], list[int]]:
+        """Data row and completion number of each member of the batch."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "session_id"])
+        return [int(i) for i in data["index"]], [int(i) for i in data["session_id"]]
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Make the step's plan, and write `mask_key` and, where the estimator compares with the policy that sampled,
+        `old_log_probs`: its estimates for every update.
+        """
+        if self.estimation is None:
+            return super()._compute_old_log_prob(batch, metrics)
+        self.plan = self.estimation.plan(self.global_steps, stop_token_ids=self._stop_token_ids())
+        self._write_mask_keys(batch)
+        self._write_extra_fields(batch)
+        for update in range(self.estimator.updates):
+            for name, value in self.estimator.metrics(update).items():
+                metrics[f"actor/level_{update + 1}/{name}"] = value
+        if not self.estimator.uses_old:
+            return batch
+        self._attach_plan(batch)
+        batch.extra_info.update({"calculate_entropy": False, "compute_loss": False})
+        self.actor_rollout_wg.compute_log_prob(batch)
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["log_probs", "response_mask"]
+        )
+        old_log_probs = response_from_nested(data["log_probs"], data["response_mask"])
+        fields = TensorDict({"old_log_probs": old_log_probs}, batch_size=len(batch))
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """The reference's estimates for every update, at the same masks; writes `ref_log_prob`."""
+        if self.estimation is not None:
+            self._attach_plan(batch)
+        return super()._compute_ref_log_prob(batch, metrics)
+
+    def _stop_token_ids(self) -> tuple[int, ...]:
+        if self._stops is None:
+            self._stops = stop_token_ids(self.tokenizer)
+        return self._stops
+
+    def _attach_plan(self, batch: KVBatchMeta, *more_fields: str) -> None:
+        """Send the step's plan along with `batch`, and fetch no more fields than the engine reads.
+
+        Each write to TransferQueue returns a batch without either, so every stage attaches them.
+        """
+        assert self.plan is not None  # made by the step's first stage
+        batch.extra_info["estimation"] = self.plan.to_plain()
+        batch.extra_info["updates"] = self.estimator.updates
+        batch.fields = [*ESTIMATION_FIELDS, *self._extra_fields(), *more_fields]
+
+    def _extra_fields(self) -> list[str]:
+        """What the estimation needs of the rollouts' `extra_fields`."""
+        guided = self.plan is not None and self.plan.cfg_scale > 0
+        return [*self.estimator.requires, *([UNCOND_IDS] if guided else [])]
+
+    def _write_mask_keys(self, batch: KVBatchMeta) -> None:
+        rows, sessions = self._row_numbers(batch)
+        assert self.estimation is not None
+        keys = mask_keys(rows, sessions, self.estimation.mask_sharing)
+        fields = TensorDict({"mask_key": torch.tensor(keys, dtype=torch.int64)}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _write_extra_fields(self, batch: KVBatchMeta) -> None:
+        """Put what `_extra_fields` names into the batch as jagged tensors."""
+        names = self._extra_fields()
+        if not names:
+            return
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        rows = {name: [torch.tensor(extra[name]) for extra in data["extra_fields"]] for name in names}
+        jagged = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in rows.items()}
+        fields = TensorDict(jagged, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if self.estimation is not None:
+            reference = ["ref_log_prob"] if self.use_reference_policy else []
+            old = ["old_log_probs"] if self.estimator.uses_old else []
+            self._attach_plan(batch, "advantages", *old, *reference)
+        batch = super()._update_actor(batch, metrics)
+        batch.fields = None
+        every = self.estimation.reference_sync_steps if self.estimation else 0
+        if every and self.use_reference_policy and self.global_steps % every == 0:
+            self.actor_rollout_wg.sync_reference()
+        return batch
+
+    def _validate(self) -> dict[str, float]:
+        """verl's validation; images that it made are drawn as a contact sheet in the run's folder."""
+        metrics = super()._validate()
+        if hasattr(self.agent_loop_manager, "pop_images"):
+            folder = Path(self.config.trainer.default_local_dir).expanduser() / "images"
+            log_contact_sheet(self.agent_loop_manager.pop_images(), self.logger, folder, self.global_steps)
+        return metrics
+
+    def _save_checkpoint(self) -> None:
+        if self._keeps_reference():
+            self.actor_rollout_wg.save_reference(self._reference_folder())
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0 and self._keeps_reference():
+            self.actor_rollout_wg.load_reference(self._reference_folder())
+
+    def _keeps_reference(self) -> bool:
+        synced = self.estimation is not None and self.estimation.reference_sync_steps > 0
+        return synced and self.use_reference_policy and not self.ref_in_actor
+
+    def _reference_folder(self) -> str:
+        root = os.path.abspath(self.config.trainer.default_local_dir)
+        return os.path.join(root, f"global_step_{self.global_steps}", "reference")
+
+
+@register_trainer("maskgrpo_sync")
+class MaskGRPOTrainer(MaskGRPOStages, PPOTrainerSync):
+    """Synchronous MaskGRPO: every rollout of a step is of the policy that the step begins with."""
+
+    verl_mode = "sync"
+
+
+@register_trainer("maskgrpo_colocate_async")
+class MaskGRPOColocateAsyncTrainer(MaskGRPOStages, PPOTrainerColocateAsync):
+    """MaskGRPO with rollouts ahead of training on the same devices (verl's `colocate_async`).
+
+    Rollouts that wait when training begins are asked for again after it, so that some of a step's are of an earlier
+    policy; their log-probabilities, old ones as well, are those of the policy that the update begins with. The order of
+    rollouts depends on timing, and so does the run.
+    """
+
+    verl_mode = "colocate_async"
+
+
+REGISTERS = (
+    Registered("trainer maskgrpo_sync", lambda: "maskgrpo_sync" in TRAINER_REGISTRY),
+    Registered("trainer maskgrpo_colocate_async", lambda: "maskgrpo_colocate_async" in TRAINER_REGISTRY),
+)

@@ -1,0 +1,238 @@
+"""Estimators and losses against figures of the published code, on its own masks (README of the golden folder)."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden_files import GOLDEN_DIR, missing
+from safetensors.torch import load_file
+from verl.trainer.ppo.core_algos import agg_loss
+
+from maskgrpo_plugin.diffusion.estimators import Pass, Rows, build_estimator, make_pass
+from maskgrpo_plugin.diffusion.estimators.coupled import coupled_passes
+from maskgrpo_plugin.trainer.advantages import group_advantages
+from maskgrpo_plugin.trainer.losses.maskgrpo import maskgrpo_loss
+from maskgrpo_plugin.trainer.losses.tracerl import tracerl_loss
+
+FOLDER = GOLDEN_DIR / "estimators"
+pytestmark = [
+    pytest.mark.golden,
+    pytest.mark.skipif(missing("estimators") is not None, reason=str(missing("estimators"))),
+]
+CLOSE = {"atol": 1e-9, "rtol": 1e-9}
+
+
+def prefixes(file, pattern):
+    """The distinct groups of `pattern` among the keys of a golden file, for parametrisation at import time."""
+    path = FOLDER / f"{file}.safetensors"
+    if not path.is_file():
+        return []
+    found = (re.match(pattern, key) for key in load_file(path))
+    return sorted({match.group(0) for match in found if match})
+
+
+@pytest.fixture(scope="module")
+def meta():
+    return json.loads((FOLDER / "meta.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return load_file(FOLDER / "batch.safetensors")
+
+
+@pytest.fixture(scope="module")
+def rows(batch, meta):
+    response = ~batch["prompt_mask"].bool()
+    return Rows(
+        tokens=batch["tokens"].long(),
+        response=response,
+        prompt=~response,
+        attended=torch.ones_like(response),
+        keys=torch.arange(len(response)),
+        mask_token_id=meta["batch"]["mask_token_id"],
+        stop_token_ids=(meta["batch"]["end_token_id"],),
+        reveal_step=batch["reveal_step"].long(),
+    )
+
+
+class StandIn:
+    """The README's stand-in model, with one of its parameter sets."""
+
+    def __init__(self, name):
+        stored = load_file(FOLDER / "model.safetensors")
+        self.w = {key.removeprefix(f"{name}."): value for key, value in stored.items() if key.startswith(f"{name}.")}
+        if name == "new":
+            for value in self.w.values():
+                value.requires_grad_()
+
+    def log_probs(self, canvas, tokens):
+        """Log-probability of the true token at every position, (B, L)."""
+        w, length = self.w, canvas.shape[1]
+        e = w["E"][canvas]
+        hidden = torch.tanh((e + w["M"][:length, :length] @ e + w["P"][:length]) @ w["W1"].T)
+        logits = hidden @ w["W2"].T
+        return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+@pytest.fixture
+def models():
+    return {name: StandIn(name) for name in ("new", "old", "ref")}
+
+
+def actor(settings, counted):
+    """What verl gives a loss, for a batch that is the whole global batch."""
+    info = {"dp_size": 1, "batch_num_tokens": int(counted.sum()), "global_batch_size": int(counted.any(-1).sum())}
+    epsilon = settings["epsilon"]
+    return SimpleNamespace(
+        clip_ratio=epsilon,
+        clip_ratio_low=epsilon,
+        clip_ratio_high=epsilon,
+        kl_loss_coef=settings["beta"],
+        global_batch_info=info | {"loss_scale_factor": None},
+    )
+
+
+def estimates(models, rows, passes, fold):
+    found = {}
+    for name, model in models.items():
+        with torch.set_grad_enabled(name == "new"):
+            found[name] = fold(passes, [model.log_probs(one.noisy, rows.tokens) for one in passes])
+    return found
+
+
+def token_mean_loss(found, advantages, counted, settings):
+    """PPO and β·k3 against the reference, both as a mean over the counted tokens, as verl adds them."""
+    config = actor(settings, counted)
+    spread = advantages[:, None].expand(counted.shape)
+    policy, _ = maskgrpo_loss(found["old"], found["new"], spread, counted, "token-mean", config)
+    difference = found["ref"] - found["new"]
+    kl = agg_loss(difference.exp() - difference - 1, counted, "token-mean", **config.global_batch_info)
+    return policy + settings["beta"] * kl
+
+
+def assert_loss_and_gradient(loss, stored, prefix, models):
+    torch.testing.assert_close(loss, stored[f"{prefix}loss"], **CLOSE)
+    loss.backward()
+    for name, value in models["new"].w.items():
+        torch.testing.assert_close(value.grad, stored[f"{prefix}grad.{name}"], **CLOSE)
+
+
+def test_the_stand_in_is_the_readmes(batch, rows):
+    model = StandIn("new")
+    canvas = batch["check.canvas"].long()
+    expected = batch["check.logits_new"].log_softmax(-1).gather(-1, rows.tokens.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(model.log_probs(canvas, rows.tokens), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("normalisation", "name"), [
+    ("center", "center"), ("leave_one_out", "loo"), ("zscore", "zpop"),
+])  # fmt: skip
+def test_advantages(batch, normalisation, name):
+    groups = np.array([f"g{int(g)}" for g in batch["group"]], dtype=object)
+    got = group_advantages(batch["rewards"].double(), groups, normalisation=normalisation)
+    torch.testing.assert_close(got, batch[f"advantage.{name}"].double(), **CLOSE)
+
+
+@pytest.mark.parametrize("prefix", prefixes("coupled_grpo", r"it\d+\."))
+def test_coupled_grpo(prefix, rows, batch, meta, models):
+    stored = load_file(FOLDER / "coupled_grpo.safetensors")
+    ratio = 1 / stored[f"{prefix}weights"][1].item()
+    first = stored[f"{prefix}in_first_mask"].bool()
+    passes = coupled_passes(rows.tokens, rows.response, first, ratio, rows.mask_token_id)
+    assert torch.equal(torch.stack([one.noisy for one in passes]), stored[f"{prefix}canvas"].long())
+    found = estimates(models, rows, passes, build_estimator("coupled").fold)
+    for name in ("new", "old", "ref"):
+        got = found[name][rows.response].view(len(rows.tokens), -1)
+        torch.testing.assert_close(got.detach(), stored[f"{prefix}logp_{name}"], **CLOSE)
+    counted = batch["response_mask"].bool()
+    loss = token_mean_loss(found, stored["advantages"], counted, meta["coupled_grpo"])
+    assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+@pytest.mark.parametrize("prefix", prefixes("diffu_grpo", r"it\d+\."))
+def test_diffu_grpo(prefix, rows, meta, models):
+    stored = load_file(FOLDER / "diffu_grpo.safetensors")
+    settings = meta["diffu_grpo"]
+    estimator = build_estimator("diffu_grpo", prompt_mask_ratio=settings["p_mask_prompt"])
+    [drawn] = estimator.passes(rows, seed=0, step=0, update=0)
+    canvas = stored[f"{prefix}canvas"].long()
+    assert torch.equal(drawn.noisy[rows.response], canvas[rows.response])
+    passes = [make_pass(canvas, drawn.scored)]
+    found = estimates(models, rows, passes, estimator.fold)
+    loss = token_mean_loss(found, stored["advantages"], estimator.counted(rows, passes), settings)
+    assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+@pytest.mark.parametrize("prefix", prefixes("d2_stepmerge", r"N\d+\.(prompt_clean\.)?"))
+def test_d2_stepmerge(prefix, rows, batch, meta, models):
+    stored = load_file(FOLDER / "d2_stepmerge.safetensors")
+    settings = meta["d2_stepmerge"]
+    segments = int(re.search(r"\d+", prefix).group())
+    # published: the tail is masked or visible by its reveal steps, and the loss ends with the first end token
+    estimator = build_estimator("trajectory", segments=segments, steps=settings["steps"], canvas="full", end_tokens=1)
+    passes = estimator.passes(rows, seed=0, step=0, update=0)
+    canvases, own = stored[f"{prefix}canvas"].long(), stored[f"{prefix}in_segment"].bool()
+    for one, canvas, segment in zip(passes, canvases, own, strict=True):
+        compared = torch.ones_like(rows.response) if "prompt_clean" in prefix else rows.response
+        assert torch.equal(one.noisy[compared], canvas[compared])
+        assert torch.equal(one.scored, segment & batch["response_mask"].bool())
+    passes = [make_pass(canvas, one.scored) for canvas, one in zip(canvases, passes, strict=True)]
+    found = estimates(models, rows, passes, estimator.fold)
+    loss = token_mean_loss(found, stored["advantages"], estimator.counted(rows, passes), settings)
+    assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+def slice_loss(rows, models, canvas, scored, sample, advantages, settings):
+    """TraceRL's loss over rows that are slices."""
+    tokens = rows.tokens[sample]
+    found = {}
+    for name in ("new", "old"):
+        with torch.set_grad_enabled(name == "new"):
+            found[name] = models[name].log_probs(canvas, tokens)
+    spread = advantages[sample][:, None].expand(scored.shape)
+    loss, _ = tracerl_loss(found["old"], found["new"], spread, scored, config=actor(settings, scored))
+    return loss
+
+
+@pytest.mark.parametrize("prefix", prefixes("tracerl", r"full\.shrink\d+\.(post\d+\.)?"))
+def test_tracerl(prefix, rows, meta, models):
+    stored = load_file(FOLDER / "tracerl.safetensors")
+    kept = re.search(r"post(\d+)", prefix)
+    estimator = build_estimator(
+        "trajectory",
+        shrink=int(re.search(r"shrink(\d+)", prefix).group(1)),
+        canvas="full",
+        end_tokens=int(kept.group(1)) if kept else 0,
+    )
+    passes = estimator.passes(rows, seed=0, step=0, update=0)
+    scored = torch.stack([one.scored for one in passes], dim=1)
+    sample, number = scored.any(-1).nonzero(as_tuple=True)
+    canvas = torch.stack([one.noisy for one in passes], dim=1)[sample, number]
+    scored = scored[sample, number]
+    assert torch.equal(sample, stored[f"{prefix}row_sample"].long())
+    assert torch.equal(canvas, stored[f"{prefix}canvas"].long())
+    assert torch.equal(scored, stored[f"{prefix}in_loss"].bool())
+    loss = slice_loss(rows, models, canvas, scored, sample, stored["advantages"], meta["tracerl"])
+    assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+@pytest.mark.parametrize("prefix", prefixes("unigrpo_dllm_rl", r"(random_masking|coupled)\."))
+def test_unigrpo_of_dllm_rl(prefix, rows, meta, models):
+    stored = load_file(FOLDER / "unigrpo_dllm_rl.safetensors")
+    sample = stored[f"{prefix}row_sample"].long()
+    canvas, scored = stored[f"{prefix}canvas"].long(), stored[f"{prefix}in_loss"].bool()
+    loss = slice_loss(rows, models, canvas, scored, sample, stored["advantages"], meta["unigrpo_dllm_rl"])
+    assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+def test_a_pass_of_zero_weight_gives_no_gradient_and_no_nan(rows, models):
+    nothing = torch.zeros_like(rows.response)
+    one = Pass(rows.tokens, nothing, nothing.double())
+    found = build_estimator("maskgrpo").fold([one], [models["new"].log_probs(rows.tokens, rows.tokens)])
+    found.sum().backward()
+    assert not found.any()
+    assert all(not value.grad.any() for value in models["new"].w.values())

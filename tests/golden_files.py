@@ -1,0 +1,47 @@
+"""Where the golden numbers lie: the folder named by GOLDEN_DIR, else tests/golden; its README describes the form."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
+
+
+def missing(*parts: str) -> str | None:
+    """Why the tests of a family are skipped, or None where its files are there.
+
+    Args:
+        parts: name of the family's folder, and of a file in it where that can be missing alone.
+    """
+    path = GOLDEN_DIR.joinpath(*parts)
+    return None if path.exists() else f"no golden numbers at {path}"
+
+
+def tolerance(expected: Tensor, at_five: float) -> float:
+    """Absolute tolerance for float32 numbers, which grows with them as their rounding does.
+
+    Args:
+        expected: the golden numbers.
+        at_five: tolerance where they reach 5 at most.
+    """
+    return at_five * max(1.0, expected.abs().max().item() / 5)
+
+
+def golden_runs(family: str) -> list[Any]:
+    """The runs of a published sampler, as parameters of a test: (name, settings).
+
+    `decode.json` holds settings common to all runs and a list `runs` of those that differ. The outputs of entry 2 are
+    called `run2` in `decode.safetensors`.
+
+    Args:
+        family: name of the family's folder.
+    """
+    if reason := missing(family, "decode.json"):
+        return [pytest.param("run", {}, marks=pytest.mark.skip(reason=reason))]
+    common = json.loads((GOLDEN_DIR / family / "decode.json").read_text())
+    runs = common.pop("runs")
+    return [pytest.param(f"run{n}", common | run, id=f"run{n}") for n, run in enumerate(runs)]
