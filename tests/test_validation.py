@@ -13,7 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.validation import preflight, required_ray_cpus
+from maskgrpo_plugin.validation import preflight
+from maskgrpo_plugin.workers.checks import required_ray_cpus
 
 ROOT = Path(__file__).parents[1]
 

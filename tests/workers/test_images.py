@@ -17,8 +17,8 @@ from maskgrpo_plugin.diffusion.remasking import remask
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
+from maskgrpo_plugin.pixels import to_images
 from maskgrpo_plugin.validation import preflight
-from maskgrpo_plugin.workers.rollout.images import pixels_to_uint8
 from maskgrpo_plugin.workers.rollout.requests import RequestBuilder
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 
@@ -90,7 +90,7 @@ def test_an_image_request_gives_codes_of_the_codebook_and_their_pixels(tiny_digi
         image = output.extra_fields["image"]
         assert image.shape == (8, 8, 3) and image.dtype == np.uint8
         pixels = vq.decode_code(torch.tensor([codes]) - start)
-        assert np.array_equal(image, pixels_to_uint8(pixels)[0].numpy())
+        assert np.array_equal(image, to_images(pixels)[0].numpy())
 
 
 def test_guidance_changes_what_is_drawn(tiny_digits, family):
