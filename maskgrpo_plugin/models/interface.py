@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
 from maskgrpo_plugin.diffusion.packing import Packing
-from maskgrpo_plugin.diffusion.samplers.cache import BlockCache
+from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
 
 
 @dataclass
