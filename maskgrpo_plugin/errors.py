@@ -25,9 +25,6 @@ class OptionError(ValueError):
         return type(self), (self.key, self.value, self.allowed)
 
 
-ConfigError = OptionError
-
-
 def check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
     """Raise OptionError unless `value` is one of `choices`."""
     if value not in choices:

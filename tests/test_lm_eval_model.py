@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("lm_eval")
 
 from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.lm_eval_model import MaskGRPOLM
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def test_a_long_text_is_scored_in_windows(lm, tiny_run):
 )
 def test_arguments_that_cannot_work_are_named(tiny_run, arguments, message):
     folder = tiny_run / arguments.pop("model", "model")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(OptionError, match=message):
         MaskGRPOLM(str(folder), **arguments)
 
 

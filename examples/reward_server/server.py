@@ -22,7 +22,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from PIL import Image
 
-from maskgrpo_plugin.rewards.images import ImageSample, restricted_pickle, scorers
+from maskgrpo_plugin.rewards.images import ImageSample, restricted_pickle, scorer_kinds
 from maskgrpo_plugin.rewards.images.worker import Scored, ScorerWorker
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--scorer", required=True, help=f"{', '.join(scorers())}; or package.module:factory, FILE:factory"
+        "--scorer", required=True, help=f"{', '.join(scorer_kinds())}; or package.module:factory, FILE:factory"
     )
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of the scorer; value as JSON"

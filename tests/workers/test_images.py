@@ -14,7 +14,7 @@ import ranks
 
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.remasking import remask
-from maskgrpo_plugin.errors import ConfigError
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
 from maskgrpo_plugin.validation import preflight
@@ -132,13 +132,13 @@ def test_prompts_that_do_not_fit_are_refused(family):
 )
 def test_image_runs_are_checked_at_the_start(tiny_digits, override, key):
     extra = ["actor_rollout_ref.rollout.sampler.options.block_length=17"] if "semi" in override else []
-    with pytest.raises(ConfigError, match=key):
+    with pytest.raises(OptionError, match=key):
         preflight(compose(tiny_digits, override, *extra))
 
 
 def test_sides_that_the_tokenizer_does_not_divide_are_refused(tiny_digits):
     image = "actor_rollout_ref.rollout.image"
-    with pytest.raises(ConfigError, match=r"image\.height"):
+    with pytest.raises(OptionError, match=r"image\.height"):
         preflight(compose(tiny_digits, f"{image}.height=9", f"{image}.width=8"))
 
 
@@ -251,7 +251,7 @@ def test_the_shipped_image_configs_pass_with_a_small_checkpoint(tiny_digits, nam
         BRIGHTNESS[-1],
     ]
     tokenizer = f"actor_rollout_ref.rollout.image.tokenizer_path={tiny_digits}/vq"
-    with pytest.raises(ConfigError, match="tokenizer_path"):
+    with pytest.raises(OptionError, match="tokenizer_path"):
         preflight(ranks.compose_config("", *overrides, name=name, folder_key=None))
     config = ranks.compose_config("", *overrides, tokenizer, name=name, folder_key=None)
     assert preflight(config)

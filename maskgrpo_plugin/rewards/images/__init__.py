@@ -1,15 +1,14 @@
-"""Rewards of images: a registry of scorers. Making one may need heavy libraries; importing this needs none."""
+"""Rewards of images: a registry of scorers, the scorers, and verl's reward manager over them."""
 
+from maskgrpo_plugin.rewards.images import scorers  # noqa: F401  (importing registers them)
 from maskgrpo_plugin.rewards.images.registry import (
     ScorerEntry,
     ScorerFactory,
     build_scorer,
     check_option_names,
     get_scorer,
-    load_object,
     register_scorer,
-    resolve,
-    scorers,
+    scorer_kinds,
 )
 from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerUnavailable
 
@@ -22,8 +21,6 @@ __all__ = [
     "build_scorer",
     "check_option_names",
     "get_scorer",
-    "load_object",
     "register_scorer",
-    "resolve",
-    "scorers",
+    "scorer_kinds",
 ]

@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 
-from maskgrpo_plugin.rewards.images import ScorerFactory
 from maskgrpo_plugin.rewards.images.worker import Scored, ScorerWorker
 
 MAX_WAITING = 10_000
@@ -25,14 +24,15 @@ class ScorerPool:
 
     Args:
         name: the scorer's, for actor names and messages.
-        factory, options: see `build_scorer`.
+        factory: a registered kind or an import path, which each actor looks up in its own process.
+        options: the factory's keyword arguments.
         num_cpus, num_gpus, replicas, max_batch, max_wait_ms, timeout_s: see `ScorerConfig`.
     """
 
     def __init__(
         self,
         name: str,
-        factory: ScorerFactory | str,
+        factory: str,
         options: Mapping[str, Any],
         *,
         num_cpus: float = 0.1,
@@ -43,7 +43,7 @@ class ScorerPool:
         timeout_s: float = 300.0,
     ):
         self.name, self.timeout_s = name, timeout_s
-        settings = [str(factory), dict(options), max_batch, max_wait_ms, num_cpus, num_gpus]
+        settings = [factory, dict(options), max_batch, max_wait_ms, num_cpus, num_gpus]
         mark = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
         actor = ray.remote(ScorerWorker)
         self._make = lambda: [

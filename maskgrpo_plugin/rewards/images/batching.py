@@ -14,7 +14,7 @@ class Batcher:
 
     Args:
         run: awaited with 1 to `max_batch` items; returns one result each, in order. What it raises, every item gets.
-        max_batch: most items a batch, at least 1.
+        max_batch: most items per batch, at least 1.
         max_wait_s: longest that the oldest item waits for company while nothing keeps it from running, in seconds.
         concurrency: most batches that run at once, at least 1.
     """

@@ -3,15 +3,16 @@
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from maskgrpo_plugin.errors import OptionError, check_choice
+from maskgrpo_plugin.errors import OptionError, check_choice, check_keys
 from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
-from maskgrpo_plugin.rewards.images import check_option_names, get_scorer, resolve, scorers
+from maskgrpo_plugin.rewards.images.registry import ScorerEntry, check_option_names, get_scorer, resolve, scorer_kinds
+from maskgrpo_plugin.rewards.sections import plain
 
 SECTION = "reward.image"
 IMAGE_REWARD_MANAGER = "maskgrpo_image"
@@ -29,7 +30,7 @@ class ScorerConfig:
         options: keyword arguments of the factory.
         num_cpus, num_gpus: what Ray sets aside for each replica; parts are allowed.
         replicas: actors that share the work.
-        max_batch: most images a batch.
+        max_batch: most images per batch.
         max_wait_ms: how long an image waits for others before a batch that is not full runs, in ms.
         timeout_s: how long a sample's score may take, waiting included, in seconds.
 
@@ -71,9 +72,9 @@ class ScorerConfig:
         """The full name of one of the scorer's keys."""
         return f"{SECTION}.scorers.{self.name}.{name}"
 
-    def resolved_kind(self) -> str:
-        """The registered kind; only where there is no factory."""
-        return self.kind or self.name
+    def place(self) -> str:
+        """What makes the scorer: the factory's import path, else a registered kind."""
+        return self.factory or self.kind or self.name
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ImageRewardConfig:
     def __post_init__(self):
         check_choice(f"{SECTION}.on_failure", self.on_failure, FAILURE_POLICIES)
         if not self.scorers:
-            raise OptionError(f"{SECTION}.scorers", {}, f"name at least one; there are {', '.join(scorers())}")
+            raise OptionError(f"{SECTION}.scorers", {}, f"name at least one; there are {', '.join(scorer_kinds())}")
         if not _is_number(self.startup_timeout_s) or self.startup_timeout_s <= 0:
             raise OptionError(f"{SECTION}.startup_timeout_s", self.startup_timeout_s, "allowed: more than 0")
 
@@ -108,7 +109,7 @@ class ImageRewardConfig:
         Raises:
             OptionError: it is missing, or holds a key or a value that cannot work.
         """
-        values: Any = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+        values = plain(section)
         if not isinstance(values, Mapping):
             raise OptionError(SECTION, values, f"the reward manager {IMAGE_REWARD_MANAGER} needs this section")
         values = {key: value for key, value in values.items() if key != "_target_"}
@@ -153,26 +154,17 @@ def check_scorer(scorer: ScorerConfig) -> None:
         OptionError: an unknown kind, a library that is not installed, an option that cannot work, a server that is
             not there.
     """
-    check: Callable[[Mapping[str, Any]], None] | None = None
     try:
-        if scorer.factory is not None:
-            factory = resolve(scorer.factory)
-        else:
-            entry = get_scorer(scorer.resolved_kind())
-            for module in entry.requires:
-                _check_library(scorer, module, entry.extra)
-            factory, check = resolve(entry.factory), resolve(entry.check)
-    except OptionError:
-        raise
+        entry = ScorerEntry(resolve(scorer.factory)) if scorer.factory else get_scorer(scorer.place())
+        for module in entry.requires:
+            _check_library(module, entry.extra)
+        problem = _option_problem(entry, scorer.options)
     except (ValueError, ImportError) as error:
+        cause = error.allowed if isinstance(error, OptionError) else str(error)
         key = "factory" if scorer.factory is not None else "kind"
-        raise OptionError(scorer.key(key), scorer.factory or scorer.resolved_kind(), str(error)) from error
-    try:
-        check_option_names(factory, scorer.options)
-        if check is not None:
-            check(scorer.options)
-    except OptionError as error:
-        raise error.under(scorer.key("options")) from error
+        raise OptionError(scorer.key(key), scorer.place(), cause) from error
+    if problem is not None:
+        raise problem.under(scorer.key("options"))
 
 
 def image_reward_cpus(config: DictConfig) -> float:
@@ -183,19 +175,29 @@ def image_reward_cpus(config: DictConfig) -> float:
     return sum(scorer.num_cpus * scorer.replicas for scorer in settings.scorers)
 
 
-def _check_library(scorer: ScorerConfig, module: str, extra: str | None) -> None:
-    """Raise OptionError unless the module can be imported."""
-    key, kind = scorer.key("kind"), scorer.resolved_kind()
+def _option_problem(entry: ScorerEntry, options: Mapping[str, Any]) -> OptionError | None:
+    """What is wrong with a scorer's options, if anything is."""
+    try:
+        check_option_names(entry.factory, options)
+        if entry.check is not None:
+            entry.check(options)
+    except OptionError as error:
+        return error
+    return None
+
+
+def _check_library(module: str, extra: str | None) -> None:
+    """Raise ImportError, with what to install, unless the module can be imported."""
     advice = f"pip install 'maskgrpo-plugin[{extra}]'" if extra else f"install {module}"
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
-            raise OptionError(key, kind, f"it needs {module}, which needs {error.name}: {advice}") from error
-        raise OptionError(key, kind, f"it needs {module}, which is not installed: {advice}") from error
+            raise ImportError(f"it needs {module}, which needs {error.name}: {advice}") from error
+        raise ImportError(f"it needs {module}, which is not installed: {advice}") from error
     except Exception as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError(key, kind, f"it needs {module}, whose import fails: {cause}") from error
+        raise ImportError(f"it needs {module}, whose import fails: {cause}") from error
 
 
 def _check_gpus(config: DictConfig, settings: ImageRewardConfig) -> None:
@@ -229,11 +231,11 @@ def _scorer(name: str, settings: Any) -> ScorerConfig:
     return ScorerConfig(name=name, **values | {"options": dict(options or {})})
 
 
-def _check_keys(section: str, values: Mapping[str, Any], kind: type, without: tuple[str, ...] = ()) -> None:
-    known = [entry.name for entry in fields(kind) if entry.name not in without]
-    for key in values:
-        if key not in known:
-            raise OptionError(f"{section}.{key}", values[key], f"no such key; there are {', '.join(known)}")
+def _check_keys(section: str, values: Mapping[str, Any], owner: type, without: tuple[str, ...] = ()) -> None:
+    try:
+        check_keys(values, [entry.name for entry in fields(owner) if entry.name not in without])
+    except OptionError as error:
+        raise error.under(section) from None
 
 
 def _is_number(value: Any) -> bool:

@@ -14,9 +14,9 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 
 from maskgrpo_plugin.registry import Registered
-from maskgrpo_plugin.rewards.images import ImageSample, get_scorer
 from maskgrpo_plugin.rewards.images.actors import ScorerPool
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, ScorerConfig
+from maskgrpo_plugin.rewards.images.sample import ImageSample
 from maskgrpo_plugin.rewards.images.worker import Scored
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def prompt_text(messages: Any) -> str:
 def _start(scorer: ScorerConfig) -> ScorerPool:
     return ScorerPool(
         scorer.name,
-        scorer.factory or get_scorer(scorer.resolved_kind()).factory,
+        scorer.place(),
         scorer.options,
         num_cpus=scorer.num_cpus,
         num_gpus=scorer.num_gpus,

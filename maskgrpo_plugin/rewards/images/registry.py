@@ -1,15 +1,22 @@
-"""Rewards of images: a registry of scorers. Making one may need heavy libraries; importing this needs none."""
+"""The kinds of image scorers, and the making of one.
+
+A kind is one file: a class or function that makes a scorer, under the decorator `register_scorer`, in `scorers/` or in
+a module of the user's (`maskgrpo_plugin.extensions`); or it is named by its import path in the config.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.imports import load_object
-from maskgrpo_plugin.rewards.images.sample import ImageSample, ImageScorer, ScorerUnavailable
+from maskgrpo_plugin.registry import Registry
+from maskgrpo_plugin.rewards.images.sample import ImageScorer
 
 ScorerFactory = Callable[..., ImageScorer]
+Check = Callable[[Mapping[str, Any]], None]
+AnyFactory = TypeVar("AnyFactory", bound=ScorerFactory)
 
 
 @dataclass(frozen=True)
@@ -17,102 +24,90 @@ class ScorerEntry:
     """A kind of scorer.
 
     Attributes:
-        factory: called with the options as keyword arguments; or its import path, `package.module:name` or
-            `path/to/file.py:name`, which is read where the scorer is made.
-        requires: modules that the factory imports.
+        factory: makes the scorer; called with the options as keyword arguments.
+        requires: modules that making it imports.
         extra: the plugin's extra that installs them, if one does.
-        check: called with the options before anything is made, raises OptionError; or its import path.
+        check: called with the options on the driver, before anything is made; raises OptionError.
     """
 
-    factory: ScorerFactory | str
+    factory: ScorerFactory
     requires: tuple[str, ...] = ()
     extra: str | None = None
-    check: Callable[[Mapping[str, Any]], None] | str | None = None
+    check: Check | None = None
 
 
-_HERE = "maskgrpo_plugin.rewards.images"
-_SCORERS: dict[str, ScorerEntry] = {
-    "clip": ScorerEntry(
-        f"{_HERE}.clip:ClipScorer", ("open_clip",), "open_clip_torch", f"{_HERE}.clip:check_open_clip_options"
-    ),
-    "hpsv2": ScorerEntry(f"{_HERE}.hpsv2:make_hpsv2", ("open_clip",), "hpsv2", f"{_HERE}.hpsv2:check_hpsv2_options"),
-    "aesthetic": ScorerEntry(
-        f"{_HERE}.aesthetic:AestheticScorer",
-        ("open_clip",),
-        "open_clip_torch",
-        f"{_HERE}.aesthetic:check_aesthetic_options",
-    ),
-    "ocr": ScorerEntry(f"{_HERE}.ocr:OcrScorer", ("rapidocr_onnxruntime",), "ocr"),
-    "digits": ScorerEntry(f"{_HERE}.folders:DigitScorer", check=f"{_HERE}.folders:check_folder"),
-    "clip_folder": ScorerEntry(f"{_HERE}.folders:ClipFolderScorer", check=f"{_HERE}.folders:check_folder"),
-    "remote": ScorerEntry(
-        "maskgrpo_plugin.rewards.images.remote:make_remote",
-        check="maskgrpo_plugin.rewards.images.remote:check_remote_options",
-    ),
-}
+SCORERS: Registry[ScorerEntry] = Registry("scorer")
 
 
-def scorers() -> tuple[str, ...]:
+def register_scorer(
+    name: str, *, requires: tuple[str, ...] = (), extra: str | None = None, check: Check | None = None
+) -> Callable[[AnyFactory], AnyFactory]:
+    """Decorator of a factory: adds a kind of scorer, so that `reward.image.scorers.<any>.kind` may name it.
+
+    ```python
+    @register_scorer("brightness")
+    class Brightness:
+        def score(self, samples):
+            return [float(sample.image.mean()) / 255 for sample in samples]
+    ```
+
+    Args:
+        name: the kind.
+        requires, extra, check: see `ScorerEntry`.
+
+    Raises:
+        ValueError: the name is taken by another scorer.
+    """
+
+    def add(factory: AnyFactory) -> AnyFactory:
+        SCORERS.add(name, ScorerEntry(factory, requires, extra, check))
+        return factory
+
+    return add
+
+
+def scorer_kinds() -> tuple[str, ...]:
     """Names of the kinds of scorers, sorted."""
-    return tuple(sorted(_SCORERS))
+    return SCORERS.names()
 
 
 def get_scorer(name: str) -> ScorerEntry:
     """The entry of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        OptionError: there is none; the message lists those there are.
     """
-    if name not in _SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; available: {', '.join(scorers())}")
-    return _SCORERS[name]
+    return SCORERS[name]
 
 
-def register_scorer(
-    name: str,
-    factory: ScorerFactory | str,
-    *,
-    requires: tuple[str, ...] = (),
-    extra: str | None = None,
-    check: Callable[[Mapping[str, Any]], None] | str | None = None,
-) -> None:
-    """Add a kind of scorer, so that a config's `reward.image.scorers.<any>.kind` may name it; idempotent.
-
-    The config is read in several processes: register in a module that each of them imports (`verl.plugins`), or give
-    `factory` in the config instead.
-
-    Args:
-        name: the kind.
-        factory, requires, extra, check: see `ScorerEntry`.
+def resolve(factory: ScorerFactory | str) -> ScorerFactory:
+    """A factory as it is; that of a registered kind, or of an import path, `package.module:name` or `file.py:name`.
 
     Raises:
-        ValueError: the name is taken by another scorer.
+        ValueError: an unknown kind, or an import path that leads to nothing that can be called.
     """
-    entry = ScorerEntry(factory, requires, extra, check)
-    if _SCORERS.get(name, entry) != entry:
-        raise ValueError(f"the scorer {name!r} is already registered")
-    _SCORERS[name] = entry
-
-
-def resolve(value: Any) -> Any:
-    """An object as it is, an import path's object."""
-    return load_object(value) if isinstance(value, str) else value
+    if not isinstance(factory, str):
+        return factory
+    if ":" not in factory:
+        return get_scorer(factory).factory
+    found = load_object(factory)
+    if not callable(found):
+        raise ValueError(f"{factory} cannot be called")
+    return found
 
 
 def build_scorer(factory: ScorerFactory | str, options: Mapping[str, Any] | None = None) -> ImageScorer:
     """Make a scorer.
 
     Args:
-        factory: a registered name, an import path, or a factory.
+        factory: a registered kind, an import path, or a factory.
         options: the factory's keyword arguments.
 
     Raises:
         OptionError: an option that the factory does not know or cannot use, or one that is missing.
-        ValueError: an unknown name or import path.
+        ValueError: an unknown kind or import path.
         ImportError: the scorer needs a library that is not there.
     """
-    if isinstance(factory, str) and ":" not in factory:
-        factory = get_scorer(factory).factory
     made = resolve(factory)
     check_option_names(made, options or {})
     scorer = made(**(options or {}))
@@ -123,8 +118,6 @@ def build_scorer(factory: ScorerFactory | str, options: Mapping[str, Any] | None
 
 def check_option_names(factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise OptionError unless `factory(**options)` can be called."""
-    if not callable(factory):
-        raise ValueError(f"{factory!r} cannot be called")
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -134,18 +127,3 @@ def check_option_names(factory: Callable[..., Any], options: Mapping[str, Any]) 
     for name in names:
         if parameters[name].default is inspect.Parameter.empty and name not in options:
             raise OptionError(name, None, "it must be given")
-
-
-__all__ = [
-    "ImageSample",
-    "ImageScorer",
-    "ScorerEntry",
-    "ScorerUnavailable",
-    "build_scorer",
-    "check_option_names",
-    "get_scorer",
-    "load_object",
-    "register_scorer",
-    "resolve",
-    "scorers",
-]

@@ -38,7 +38,7 @@ class ImageScorer(Protocol):
     """
 
     def score(self, samples: Sequence[ImageSample]) -> Sequence[float] | Awaitable[Sequence[float]]:
-        """One number a sample, in order; plain (called in a thread) or async.
+        """One number per sample, in order; plain (called in a thread) or async.
 
         NaN says that this sample cannot be scored. An exception makes each sample of the batch be tried alone, so that
         one bad sample costs only itself; ScorerUnavailable does not, it holds for all of them.

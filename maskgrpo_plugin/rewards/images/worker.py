@@ -1,4 +1,4 @@
-"""A scorer at work: its queue, its batches, and one result a sample whatever the scorer does."""
+"""A scorer at work: its queue, its batches, and one result per sample whatever the scorer does."""
 
 import asyncio
 import inspect
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskgrpo_plugin.extensions import load_extensions
 from maskgrpo_plugin.rewards.images import ImageSample, ImageScorer, ScorerFactory, ScorerUnavailable, build_scorer
 from maskgrpo_plugin.rewards.images.batching import Batcher
 
@@ -32,12 +33,12 @@ class Scored:
 
     @property
     def failed(self) -> bool:
-        """Whether there is no score."""
+        """Whether scoring failed."""
         return self.error is not None
 
 
 async def score_samples(scorer: ImageScorer, samples: Sequence[ImageSample]) -> list[Scored]:
-    """Score a batch; whatever the scorer does, there is one result a sample.
+    """Score a batch; whatever the scorer does, there is one result per sample.
 
     A batch that raises is scored again sample by sample, so that one bad sample costs only itself; not so with
     ScorerUnavailable, which holds for all.
@@ -72,11 +73,12 @@ class ScorerWorker:
 
     Args:
         factory, options: see `build_scorer`.
-        max_batch: most images a batch.
+        max_batch: most images per batch.
         max_wait_s: how long an image waits for others, in seconds.
     """
 
     def __init__(self, factory: ScorerFactory | str, options: Mapping[str, Any], *, max_batch: int, max_wait_s: float):
+        load_extensions()  # this process need not have imported verl
         scorer = build_scorer(factory, options)
 
         async def run(samples: list[ImageSample]) -> list[Scored]:

@@ -230,8 +230,9 @@ def ocr_server():
 
 @pytest.mark.parametrize("form", ["json", "pickle", "auto"])
 def test_the_server_speaks_both_forms_to_our_client(ocr_server, form):
-    from maskgrpo_plugin.rewards.images import ImageSample
     from maskgrpo_plugin.rewards.images.remote import make_remote
+
+    from maskgrpo_plugin.rewards.images import ImageSample
 
     scorer = make_remote(url=ocr_server, format=form)
     assert scorer.settings.format == ("pickle" if form == "pickle" else "json")
@@ -296,5 +297,7 @@ def test_the_server_refuses_an_unknown_scorer_in_one_line():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert (
-        result.stderr.strip().splitlines()[-1].startswith("--scorer sharpness: unknown scorer 'sharpness'; available")
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith("--scorer sharpness: scorer='sharpness' is not usable; unknown scorer; available: aesthetic")
     )

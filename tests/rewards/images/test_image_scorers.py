@@ -10,25 +10,25 @@ from image_helpers import FILE, AsyncScorer, BrightnessScorer, sample, text_imag
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards import images
 from maskgrpo_plugin.rewards.images import ScorerUnavailable, build_scorer, register_scorer
-from maskgrpo_plugin.rewards.images.ocr import edit_distance, quoted_text, text_similarity
+from maskgrpo_plugin.rewards.images.scorers.ocr import edit_distance, quoted_text, text_similarity
 from maskgrpo_plugin.rewards.images.worker import ScorerWorker, score_samples
 
 
 def test_a_scorer_by_path_by_module_and_by_name(monkeypatch):
-    monkeypatch.setattr(images.registry, "_SCORERS", dict(images.registry._SCORERS))
+    monkeypatch.setattr(images.registry.SCORERS, "_entries", dict(images.registry.SCORERS))
     assert type(build_scorer(f"{FILE}:BrightnessScorer")).__name__ == "BrightnessScorer"
     assert isinstance(build_scorer("image_helpers:BrightnessScorer", {"slow_s": 1}), BrightnessScorer)
-    register_scorer("brightness", BrightnessScorer)
-    register_scorer("brightness", BrightnessScorer)
+    assert register_scorer("brightness")(BrightnessScorer) is BrightnessScorer
+    register_scorer("brightness")(BrightnessScorer)
     assert build_scorer("brightness").score([sample(255)]) == [1.0]
     with pytest.raises(ValueError, match="already registered"):
-        register_scorer("brightness", AsyncScorer)
+        register_scorer("brightness")(AsyncScorer)
 
 
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
-        ("sharpness", {}, r"'sharpness'; available: aesthetic, clip, clip_folder, digits, hpsv2, ocr, remote"),
+        ("sharpness", {}, r"'sharpness'.*; available: aesthetic, clip, clip_folder, digits, hpsv2, ocr, remote"),
         ("no.such.module:make", {}, r"no module 'no.such.module'"),
         ("/no/such/file.py:make", {}, "no file"),
         (f"{FILE}:nothing", {}, "has no 'nothing'"),
@@ -198,4 +198,4 @@ def test_digits_is_the_probability_of_the_asked_digit(digits_folders):
 @pytest.mark.parametrize("kind", ["digits", "clip_folder"])
 def test_a_folder_without_a_model_is_refused(kind, tmp_path):
     with pytest.raises(OptionError, match=r"folder=.*config\.json"):
-        images.resolve(images.get_scorer(kind).check)({"folder": str(tmp_path)})
+        images.get_scorer(kind).check({"folder": str(tmp_path)})

@@ -16,8 +16,8 @@ from image_helpers import sample
 from PIL import Image
 
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.rewards.images import ScorerUnavailable, build_scorer, get_scorer, resolve
-from maskgrpo_plugin.rewards.images.remote import FINAL_SCORE, backoff, make_remote
+from maskgrpo_plugin.rewards.images import ScorerUnavailable, build_scorer, get_scorer
+from maskgrpo_plugin.rewards.images.scorers.remote import FINAL_SCORE, backoff, make_remote
 
 
 class Server:
@@ -293,13 +293,13 @@ def free_port():
     ],
 )
 def test_options_are_checked(options, message):
-    check = resolve(get_scorer("remote").check)
+    check = get_scorer("remote").check
     with pytest.raises(OptionError, match=message):
         check({"url": f"http://127.0.0.1:{free_port()}"} | options)
 
 
 def test_a_dead_server_is_found_at_the_start(serve):
-    check = resolve(get_scorer("remote").check)
+    check = get_scorer("remote").check
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(OptionError, match=r"no reward server answers there"):
         check({"url": url})

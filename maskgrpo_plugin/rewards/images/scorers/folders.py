@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.images.open_clip_model import choose_device
+from maskgrpo_plugin.rewards.images.registry import register_scorer
 from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 
@@ -26,6 +27,7 @@ def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+@register_scorer("digits", check=check_folder)
 class DigitScorer:
     """Probability, in [0, 1], that a classifier gives to the digit that the sample's ground truth names.
 
@@ -56,6 +58,7 @@ class DigitScorer:
         return self.columns[str(truth)]
 
 
+@register_scorer("clip_folder", check=check_folder)
 class ClipFolderScorer:
     """Cosine of image and prompt, in [-1, 1], by a CLIP in transformers' layout.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from maskgrpo_plugin.rewards.images.registry import register_scorer
 from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
@@ -33,6 +34,7 @@ def text_similarity(found: str, wanted: str) -> float:
     return 1.0 if longest == 0 else 1 - edit_distance(found, wanted) / longest
 
 
+@register_scorer("ocr", requires=("rapidocr_onnxruntime",), extra="ocr")
 class OcrScorer:
     """How much of the asked text the image shows, in [0, 1].
 

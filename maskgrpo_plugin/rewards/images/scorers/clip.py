@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from maskgrpo_plugin.rewards.images.open_clip_model import OpenClipModel, check_open_clip_options
+from maskgrpo_plugin.rewards.images.registry import register_scorer
 from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 
-class ClipScorer:
+@register_scorer("clip", requires=("open_clip",), extra="open_clip_torch", check=check_open_clip_options)
+class OpenClipScorer:
     """Cosine of image and prompt, in [-1, 1]; about 0.1 to 0.4 for natural pairs.
 
     Args:
@@ -26,6 +28,3 @@ class ClipScorer:
     def score(self, samples: Sequence[ImageSample]) -> list[float]:
         """Cosine of each image with its prompt."""
         return self.clip.similarity(samples)
-
-
-__all__ = ["ClipScorer", "check_open_clip_options"]

@@ -13,6 +13,7 @@ from maskgrpo_plugin.rewards.images.open_clip_model import (
     check_open_clip_options,
     load_state_dict,
 )
+from maskgrpo_plugin.rewards.images.registry import register_scorer
 from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 ACTIVATIONS = ("none", "relu")
@@ -68,6 +69,7 @@ def build_head(state: Mapping[str, Tensor], activation: str = "none") -> nn.Sequ
     return nn.Sequential(*layers).float()
 
 
+@register_scorer("aesthetic", requires=("open_clip",), extra="open_clip_torch", check=check_aesthetic_options)
 class AestheticScorer:
     """How pleasing an image is, about 1 to 10; the prompt plays no part.
 

@@ -24,6 +24,7 @@ from maskgrpo_plugin.rewards.images.open_clip_model import (
     choose_device,
     load_state_dict,
 )
+from maskgrpo_plugin.rewards.images.registry import register_scorer
 from maskgrpo_plugin.rewards.images.sample import ImageSample
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class HPSv2Scorer:
         return (images.float() * texts.float()).sum(-1).tolist()
 
 
+@register_scorer("hpsv2", requires=("open_clip",), extra="hpsv2", check=check_hpsv2_options)
 def make_hpsv2(
     version: str = "v2.1",
     checkpoint: str | None = None,
