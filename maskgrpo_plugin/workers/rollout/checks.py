@@ -8,12 +8,12 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from maskgrpo_plugin.config import ImageSettings, SamplerSettings
 from maskgrpo_plugin.diffusion.samplers import SAMPLERS, get_sampler
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.models.families import ImageFamily, build_family
+from maskgrpo_plugin.models.families import ImageFamily, load_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.rollout.model_weights import serves_adapter
@@ -148,16 +148,16 @@ def check_images(config: DictConfig) -> None:
     path = os.path.expanduser(str(config.actor_rollout_ref.model.path))
     if not rows or not os.path.isdir(path):
         return
-    family = _image_family(path, list(rows))
+    family = _image_family(config.actor_rollout_ref.model, list(rows))
     grid = _image_grid(config, family) if "t2i" in rows else None
     _check_rows(config, family, rows, grid)
 
 
-def _image_family(path: str, modalities: list[str]) -> ImageFamily:
+def _image_family(model: DictConfig, modalities: list[str]) -> ImageFamily:
     """The checkpoint's family, which has images."""
-    key = "actor_rollout_ref.model.path"
+    key, path = "actor_rollout_ref.model.path", os.path.expanduser(str(model.path))
     try:
-        family = build_family(AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+        family = load_family(model, AutoTokenizer.from_pretrained(path))
     except ValueError as error:
         raise OptionError(key, path, str(error)) from None
     if not isinstance(family, ImageFamily):
