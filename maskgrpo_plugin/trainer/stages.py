@@ -60,8 +60,6 @@ class MaskGRPOStages(PPOTrainer):
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
             self.estimator = self.estimation.build()
-            for old, new in self.estimation.renamed().items():
-                logger.warning("algorithm.estimation.%s has moved; write algorithm.estimation.%s", old, new)
 
     def _build_replay_buffer(self) -> Any:
         settings = self.config.trainer.v1.get(self.config.trainer.v1.trainer_mode) or {}
