@@ -213,9 +213,12 @@ def test_estimation_scores_image_tokens_in_the_codebook_and_answers_in_the_vocab
                 keys=torch.tensor([row]),
                 mask_token_id=family.mask_token_id,
             )
-            blind = torch.cat([torch.tensor([batch["uncond_ids"][row]]), noised.noisy[:, len(prompt) :]], dim=1)
+            noisy = noised.noisy.clone()
+            if row >= 3:
+                noisy[0, len(prompt) + learned :] = family.mask_token_id  # what follows the first end token
+            blind = torch.cat([torch.tensor([batch["uncond_ids"][row]]), noisy[:, len(prompt) :]], dim=1)
             with torch.no_grad():
-                cond, uncond = (model(ids).logits[0, -17:] for ids in (noised.noisy, blind))
+                cond, uncond = (model(ids).logits[0, -17:] for ids in (noisy, blind))
             logits = ((1 + cfg_scale) * cond - cfg_scale * uncond)[:, columns].log_softmax(-1)
             expected = logits.gather(1, tokens[0, -17:, None] - (columns.start or 0) * flags[0, -17:, None])[:, 0]
             expected = torch.where(noised.masked[0, -17:], expected, 0.0)
