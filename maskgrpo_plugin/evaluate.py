@@ -74,6 +74,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
     from maskgrpo_plugin.evaluation.runner import Runner, check_positions
     from maskgrpo_plugin.evaluation.scoring import Scorer, reward_config
     from maskgrpo_plugin.evaluation.servers import ServerPool, is_diffusion, load_model_config
+    from maskgrpo_plugin.models.families import build_family
     from maskgrpo_plugin.models.special_tokens import stop_token_ids
 
     tasks = (prepare_task(name, options.output_dir / "data", options.style) for name in options.tasks)
@@ -88,6 +89,9 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     path = resolve_checkpoint(options.model, options.output_dir / "merged_model", options.base_model)
     model_config = load_model_config(path)
+    stops = stop_token_ids(model_config.tokenizer)
+    if is_diffusion(path):
+        stops = build_family(model_config.hf_config, model_config.tokenizer).stop_token_ids
     lengths = make_lengths(options, problems, model_config)
     check_positions(lengths, getattr(model_config.hf_config, "max_position_embeddings", None))
     settings = {
@@ -108,7 +112,7 @@ def evaluate(options: argparse.Namespace) -> list[dict[str, Any]]:
             Scorer(rewards, model_config.tokenizer) if rewards is not None else None,
             records,
             tokenizer=model_config.tokenizer,
-            stop_token_ids=stop_token_ids(model_config.tokenizer),
+            stop_token_ids=stops,
             temperature=options.temperature,
             seed=options.seed,
             in_flight=4 * options.batch_size * options.replicas,

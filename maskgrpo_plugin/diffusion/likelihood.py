@@ -31,9 +31,9 @@ def masked_log_probs(
         target_ids: (N,) integer token ids o_n. Ids outside the vocabulary, or outside `vocab_slice`, are the caller's
             mistake: an IndexError or RuntimeError on the CPU, a device assertion on CUDA (no check, as it would
             synchronise).
-        chunk_size: rows a chunk, 1 or more.
+        chunk_size: rows per chunk, 1 or more.
         with_entropy: also return the entropy of each position's distribution, differentiable; it reads the whole
-            distribution, which costs some more memory a chunk.
+            distribution, which costs some more memory per chunk.
         vocab_slice: (start, stop), the softmax is over the logits [start, stop) only (the codebook of images). A head
             that computes only these columns can be given instead, with target ids counted from `start`.
 
@@ -72,16 +72,19 @@ def fused_log_probs(
     vocab_slice: tuple[int, int] | None = None,
     kept_mib: int = 512,
 ) -> Tensor:
-    """`masked_log_probs` of a head that is one matrix, in fewer operations: head, normalisation and their gradients are
-    computed chunk by chunk; the backward pass has the normalisers, and computes again what logits were not kept.
+    """`masked_log_probs` of a head that is one matrix, in fewer operations.
 
-    Under autocast the matrix products are in its dtype. Only first derivatives exist.
+    Head, normalisation and their gradients are computed chunk by chunk. The backward pass keeps the normalisers, and
+    computes again the logits that were not kept.
+
+    Written by hand, since the fused losses of libraries (liger) need the loss's factor in the forward pass, and here it
+    is known only after the ratio. Under autocast the matrix products are in its dtype. Only first derivatives exist.
 
     Args:
         hidden: (N, D) final hidden states at the masked positions only.
         weight: (V, D) of the head.
         target_ids, chunk_size, vocab_slice: as in `masked_log_probs`.
-        kept_mib: chunks of logits are kept for the backward pass as long as they take no more MiB together.
+        kept_mib: most MiB of logits that are kept for the backward pass, chunk by chunk.
 
     Returns:
         log_probs (N,), at most 0; float32, or float64 where `hidden` is.

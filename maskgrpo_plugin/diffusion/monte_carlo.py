@@ -13,12 +13,12 @@ from maskgrpo_plugin.diffusion.samplers.base import logits_at
 def draw_masks(length: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Masks with l of the L positions, drawn without replacement, l uniform on 1 … L.
 
-    The l of the samples are spread evenly over 1 … L from a random start, so that each is uniform and their mean varies
-    less than of independent ones.
+    The l of the samples are stratified: spread evenly over 1 … L from a random start. Each is uniform, and an estimate
+    varies less than with independent draws.
 
     Args:
-        length: L, 1 or more.
-        samples: S masks, 1 or more.
+        length: number of positions L, 1 or more.
+        samples: number of masks S, 1 or more.
         generator: source of the draws, on the CPU.
 
     Returns:
@@ -50,12 +50,13 @@ def conditional_log_likelihood(
     Its expectation is the lower bound of arXiv 2502.09992, Eq. 6 (Algorithm 3 there); for one token it is exact.
 
     Args:
-        model: called as (input_ids, attention_mask=…) with `.logits`; see `Sampler.generate`.
-        prompt_ids: (P,) tokens, may be none.
+        model: a mask predictor, or a callable (input_ids, attention_mask=…) with `.logits`; see `Sampler.generate`.
+            Logits that stand before their token (`logits_shift`) are read there.
+        prompt_ids: (P,) tokens; P may be 0.
         response_ids: (L,) tokens, at least one.
         mask_token_id: id of the mask token.
-        samples: masks drawn; the estimate's spread falls with them.
-        batch_size: masks a forward pass.
+        samples: number of masks drawn; the estimate's spread falls with it.
+        batch_size: masks per forward pass.
         generator: source of the masks, on the CPU.
 
     Returns:

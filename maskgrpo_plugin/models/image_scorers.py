@@ -17,9 +17,10 @@ class Preprocessing:
     """What transformers' image processors do, on tensors: resize (bicubic), crop the centre, normalise.
 
     Attributes:
-        height, width: what the shorter side is resized to, or both.
-        keep_ratio: resize by the shorter side, then crop the centre.
-        mean, std: a channel, of values in [0, 1].
+        height, width: sides of the model's input in pixels.
+        keep_ratio: whether the image is resized until it covers the input, then its centre is cropped; else both sides
+            are resized to the input's.
+        mean, std: one number per channel, for values in [0, 1].
     """
 
     height: int
@@ -138,13 +139,13 @@ class ClipScorer:
 
         Args:
             pixels: (B, 3, H, W), values in [-1, 1].
-            texts: B texts; what passes the model's length is cut.
+            texts: B texts, cut to the model's length.
 
         Returns:
             (B,) float32 in [-1, 1].
 
         Raises:
-            ValueError: another number of texts than images.
+            ValueError: the numbers of texts and images differ.
         """
         if len(texts) != pixels.shape[0]:
             raise ValueError(f"{len(texts)} texts for {pixels.shape[0]} images")

@@ -22,9 +22,9 @@ class VQModelConfig:
     """What is read of the config of a diffusers VQModel.
 
     Attributes:
-        codebook_size: codes that the tokenizer has.
-        code_width: numbers of a code's vector.
-        downsampling: pixels of a side that one token stands for.
+        codebook_size: number of codes.
+        code_width: length of a code's vector.
+        downsampling: pixels per token along each side.
     """
 
     codebook_size: int

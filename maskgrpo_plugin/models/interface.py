@@ -231,24 +231,17 @@ class MaskPredictorModel(PreTrainedModel):
         if packing is None and cache is None and attention_mask is not None and attention_mask.dim() == 2:
             packing = Packing.of(attention_mask)
             attention_mask = None
-        values = input_ids if inputs_embeds is None else inputs_embeds
-        is_line = packing is not None and values is not None and packing.is_line(values)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        is_line = packing is not None and given is not None and packing.is_line(given)
         if packing is not None and not is_line:
             input_ids, inputs_embeds, position_ids = (
                 None if part is None else packing.pack(part) for part in (input_ids, inputs_embeds, position_ids)
             )
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        width = inputs_embeds.shape[1]
-        if position_ids is None and packing is not None:
-            position_ids = packing.position_ids
-        elif position_ids is None:
-            position_ids = default_positions(inputs_embeds, attention_mask, first_column)
-        places = self._places(logits_positions, packing, is_line, width)
+        x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        places = self._places(logits_positions, packing, is_line, x.shape[1])
         columns = None if places is None or places.dim() == 1 else places
-        mask = None if packing is not None else rectangular_mask(attention_mask, width)
-        layout = Layout(position_ids, mask, packing, columns, cache, first_column, block_length)
-        hidden = self._encode(inputs_embeds, layout)
+        layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, block_length)
+        hidden = self._encode(x, layout)
         if places is not None and columns is None:
             return self.read_out(
                 hidden.flatten(0, 1)[places],
@@ -353,6 +346,25 @@ def at_columns(x: Tensor, columns: Tensor) -> Tensor:
 def mask_at_columns(mask: Tensor, columns: Tensor) -> Tensor:
     """The mask (B, 1, K, L) of the queries at `columns` (B, K), from (B, 1, W, L)."""
     return at_columns(mask.squeeze(1), columns).unsqueeze(1)
+
+
+def lay_out(
+    x: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    packing: Packing | None,
+    columns: Tensor | None,
+    cache: BlockCache | None,
+    first_column: int,
+    block_length: int | None,
+) -> Layout:
+    """The layout of embedded columns x (B, W, D), or of a packed line (1, T, D)."""
+    if packing is not None:
+        positions = packing.position_ids if position_ids is None else position_ids
+        return Layout(positions, None, packing, columns, block_length=block_length)
+    positions = default_positions(x, attention_mask, first_column) if position_ids is None else position_ids
+    mask = rectangular_mask(attention_mask, x.shape[1])
+    return Layout(positions, mask, None, columns, cache, first_column, block_length)
 
 
 def rectangular_mask(attention_mask: Tensor | None, width: int) -> Tensor | None:

@@ -9,7 +9,8 @@ END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
 def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
     """Ids that end a response: the tokenizer's eos and, where they are in the vocabulary, its end-of-turn tokens.
 
-    LLaDA's turns end with `<|eot_id|>` although its eos is `<|endoftext|>`, so both count.
+    LLaDA's turns end with `<|eot_id|>` although its eos is `<|endoftext|>`, so both count. `Family.end_tokens` adds to
+    them.
     """
     vocabulary = tokenizer.get_vocab()
     ids = [tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN_TOKENS)]
@@ -17,7 +18,7 @@ def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def answer_length(token_ids: Sequence[int], stops: Collection[int]) -> int:
-    """Tokens of a response before its first stop token."""
+    """Number of tokens of a response before its first stop token; of all where there is none."""
     return next((n for n, token in enumerate(token_ids) if token in stops), len(token_ids))
 
 

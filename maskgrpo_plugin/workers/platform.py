@@ -195,7 +195,7 @@ def check_device(config: DictConfig) -> None:
         "trainer.device",
         device,
         f"{found}. For the CPU: trainer.device=cpu, ray_kwargs.ray_init.num_gpus=<training ranks> and what else "
-        f"configs/cpu.yaml sets. For a GPU cluster: RAY_ADDRESS={'' if override is None else f', no {VARIABLE}'}",
+        f"configs/cpu.yaml sets. For a GPU cluster: RAY_ADDRESS=<its address> and no {VARIABLE}",
     )
 
 

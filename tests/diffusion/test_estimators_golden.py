@@ -14,7 +14,8 @@ from verl.trainer.ppo.core_algos import agg_loss
 from maskgrpo_plugin.diffusion.estimators import Pass, Rows, build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.coupled import coupled_passes
 from maskgrpo_plugin.trainer.advantages import group_advantages
-from maskgrpo_plugin.trainer.losses import maskgrpo_loss, tracerl_loss
+from maskgrpo_plugin.trainer.losses.maskgrpo import maskgrpo_loss
+from maskgrpo_plugin.trainer.losses.tracerl import tracerl_loss
 
 FOLDER = GOLDEN_DIR / "estimators"
 pytestmark = [

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from maskgrpo_plugin.trainer.losses import maskgrpo_gmpo_loss, maskgrpo_loss
+from maskgrpo_plugin.trainer.losses.gmpo import maskgrpo_gmpo_loss
+from maskgrpo_plugin.trainer.losses.maskgrpo import maskgrpo_loss
 
 
 def actor(tokens, rows, low=0.2, high=0.2):

@@ -1,6 +1,8 @@
 """Estimators of policy ratios by name, one file per family; `base.py` is their contract."""
 
-from maskgrpo_plugin.diffusion.estimators import coupled, diffu_grpo, maskgrpo, trajectory, unigrpo  # noqa: F401
+from importlib import import_module
+from pkgutil import iter_modules
+
 from maskgrpo_plugin.diffusion.estimators.base import (
     CANVASES,
     ESTIMATORS,
@@ -11,6 +13,9 @@ from maskgrpo_plugin.diffusion.estimators.base import (
     make_pass,
     register_estimator,
 )
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")  # each registers its estimators
 
 __all__ = [
     "CANVASES",

@@ -19,7 +19,7 @@ class ImageTokenizerConfig(Protocol):
 
     @property
     def codebook_size(self) -> int:
-        """Codes that the tokenizer has."""
+        """Number of codes."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of an image; ValueError for sides it does not divide."""

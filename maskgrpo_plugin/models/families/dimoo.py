@@ -86,7 +86,8 @@ class DiMOOFamily(ImageFamily):
         See `ImageFamily.understanding`; the layout has no chat template.
         """
         tokens = self.image_token_ids(codes)
-        rows, columns = grid or self._square(len(tokens))
+        side = math.isqrt(len(tokens))
+        rows, columns = grid or (side, side)
         if rows * columns != len(tokens):
             raise ValueError(f"{len(tokens)} image codes do not fill a grid of {rows} × {columns}")
         question = "\n".join(message["content"] for message in messages if message["role"] == "user")
@@ -107,10 +108,6 @@ class DiMOOFamily(ImageFamily):
                 f"config.system_prompts names no {task!r}; set the one that the checkpoint was trained with"
             )
         return f"<system>{prompts[task]}</system>"
-
-    def _square(self, tokens: int) -> tuple[int, int]:
-        side = math.isqrt(tokens)
-        return side, side
 
     def _with_newlines(self, tokens: list[int], columns: int) -> list[int]:
         newline = self.token_id(NEWLINE)

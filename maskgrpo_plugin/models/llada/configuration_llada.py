@@ -25,13 +25,12 @@ class LLaDAConfig(PretrainedConfig):
     Args:
         d_model: width D.
         n_heads: attention heads; D / n_heads is the head size.
-        n_kv_heads: key and value heads (GQA); None: as many as heads, or one with `multi_query_attention`.
-        n_layers: blocks.
+        n_kv_heads: key and value heads (GQA); None: `n_heads`, or one with `multi_query_attention`.
+        n_layers: number of blocks.
         mlp_hidden_size: width of the feed-forward layer; None: `mlp_ratio` · D.
-        vocab_size: tokens of the tokenizer.
+        vocab_size: number of tokens of the tokenizer.
         embedding_size: rows of embedding and head; None: `vocab_size`.
-        weight_tying: whether the head is the embedding. It decides alone; published folders also hold a
-            `tie_word_embeddings` that does not apply.
+        weight_tying: whether the head is the embedding; the `tie_word_embeddings` of published folders does not apply.
         mask_token_id: id of the mask token.
         **kwargs: the other published keys.
 

@@ -11,12 +11,13 @@ class MAGVITv2Config(PretrainedConfig):
     Args:
         in_channels: channels of an image.
         base_channels: channels of the first convolution.
-        channel_multipliers: width of each resolution level over `base_channels`, finest first; L levels halve the
-            sides L − 1 times.
-        encoder_blocks, decoder_blocks: residual blocks of each level of the encoder and of the decoder, finest first.
-        code_bits: bits of a code, which are the latent's channels; the codebook holds 2^code_bits codes.
+        channel_multipliers: width of each resolution level in units of `base_channels`, finest first; L levels halve
+            the sides L − 1 times.
+        encoder_blocks, decoder_blocks: numbers of residual blocks per level of the encoder and of the decoder, finest
+            first.
+        code_bits: bits per code, one for each channel of the latent; the codebook holds 2^code_bits codes.
         norm_groups: groups of every group norm.
-        norm_eps: its epsilon.
+        norm_eps: epsilon of every group norm.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -62,19 +63,19 @@ class MAGVITv2Config(PretrainedConfig):
 
     @property
     def codebook_size(self) -> int:
-        """Codes that the tokenizer has, 2^code_bits."""
+        """Number of codes, 2^code_bits."""
         return 2**self.code_bits
 
     @property
     def downsampling(self) -> int:
-        """Pixels of a side that one token stands for."""
+        """Pixels per token along each side."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of an image.
 
         Args:
-            height, width: in pixels.
+            height, width: sides of the image in pixels.
 
         Raises:
             ValueError: a side that the tokenizer does not divide.
@@ -83,7 +84,11 @@ class MAGVITv2Config(PretrainedConfig):
 
 
 def token_grid(height: int, width: int, downsampling: int) -> tuple[int, int]:
-    """Rows and columns of tokens of an image of `height` × `width` pixels, `downsampling` pixels a side of a token.
+    """Rows and columns of tokens of an image; 32 × 48 pixels at 16 pixels per token are 2 × 3 tokens.
+
+    Args:
+        height, width: sides of the image in pixels.
+        downsampling: pixels per token along each side.
 
     Raises:
         ValueError: a side that the tokenizer does not divide.

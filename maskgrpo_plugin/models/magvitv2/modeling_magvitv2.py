@@ -202,7 +202,7 @@ class MAGVITv2(PreTrainedModel):
         """Latents before quantisation; (B, 3, H, W) in [-1, 1] -> (B, code_bits, h, w).
 
         Raises:
-            ValueError: sides that the tokenizer does not divide, or another number of channels.
+            ValueError: sides that the tokenizer does not divide, or the wrong number of channels.
         """
         if pixels.dim() != 4 or pixels.shape[1] != self.config.in_channels:
             raise ValueError(f"pixels must be (B, {self.config.in_channels}, H, W), got {tuple(pixels.shape)}")
@@ -236,7 +236,7 @@ class MAGVITv2(PreTrainedModel):
             (B, 3, H, W) pixels, about [-1, 1] and not clipped.
 
         Raises:
-            ValueError: a number of tokens that is no such grid, or an index outside the codebook.
+            ValueError: tokens that do not fill the grid, or an index outside the codebook.
         """
         grid = check_codes(indices, grid, self.config.codebook_size)
         return self.decode(indices_to_codes(indices, self.config.code_bits, grid, self.dtype))

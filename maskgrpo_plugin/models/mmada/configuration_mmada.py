@@ -11,13 +11,13 @@ class MMadaConfig(LLaDAConfig):
     Args:
         w_clip_vit: whether a CLIP encoder feeds the model; no published checkpoint has one.
         llm_vocab_size: rows of the text model that the checkpoint grew from.
-        new_vocab_size: rows of embedding and head with the image tokens; it decides over LLaDA's `vocab_size` and
-            `embedding_size`, which are set to it.
-        codebook_size: codes of the image tokenizer.
-        num_vq_tokens: tokens of an image.
-        num_new_special_tokens: tokens between the text tokenizer's last one and the first image token.
-        max_text_length: tokens of a text-to-image prompt before the image, padding included; the published folders
-            do not name it, 257 is what they were trained with.
+        new_vocab_size: rows of embedding and head with the image tokens; LLaDA's `vocab_size` and `embedding_size` are
+            set to it.
+        codebook_size: number of codes of the image tokenizer.
+        num_vq_tokens: number of tokens of an image.
+        num_new_special_tokens: number of tokens between the text tokenizer's last one and the first image token.
+        max_text_length: number of tokens of a text-to-image prompt before the image, padding included; 257 in
+            training, and not named by the published folders.
         attend_to_padding: whether the padding before a text-to-image prompt is attended to; see `MMaDAFamily`.
         special_token_ids: ids by name, over the tokenizer's and the published ones; None for none.
         **kwargs: LLaDA's keys.

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.samplers.base import hide_prompt
-from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
+from maskgrpo_plugin.models.families import Family, ImageFamily
 from maskgrpo_plugin.models.families.base import Messages, Prompt, encode_chat
 from maskgrpo_plugin.models.families.base import pad_left as pad_row
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
@@ -155,12 +154,6 @@ class RequestBuilder:
             return ids
         logger.warning("a prompt of %d tokens is cut on its left to %d", len(ids), self.longest_text)
         return ids[-self.longest_text :]
-
-
-@lru_cache(maxsize=4)
-def load_family(path: str, tokenizer: Any) -> Family:
-    """The family of the checkpoint at `path` with its tokenizer; kept, since every completion asks for it."""
-    return build_family(AutoConfig.from_pretrained(path), tokenizer)
 
 
 _image_tokenizer_config = lru_cache(maxsize=4)(image_tokenizer_config)
