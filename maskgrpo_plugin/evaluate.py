@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from maskgrpo_plugin.arguments import positive
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
 from maskgrpo_plugin.data.templates import DEFAULT_STYLE, STYLES
@@ -310,13 +311,6 @@ def _ray_session(needed: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
 def _not_negative(text: str) -> float:
     value = float(text)
     if not value >= 0:
@@ -366,15 +360,15 @@ def _parser() -> argparse.ArgumentParser:
         "--style", choices=STYLES, default=DEFAULT_STYLE, help=f"prompts of --tasks (default {DEFAULT_STYLE})"
     )
     data.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts of images: .jsonl, .tar or text")
-    data.add_argument("--limit", type=_positive, help="number of rows per data source, the first ones")
+    data.add_argument("--limit", type=positive, help="number of rows per data source, the first ones")
 
     how = parser.add_argument_group("generation")
     how.add_argument(
-        "--lengths", type=_positive, nargs="+", default=list(DEFAULT_LENGTHS), help="tokens of a text (128 256 512)"
+        "--lengths", type=positive, nargs="+", default=list(DEFAULT_LENGTHS), help="tokens of a text (128 256 512)"
     )
     how.add_argument(
         "--steps",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=[],
         help="one, or one for each length; default: half of the length, for images the sampler's",
@@ -383,7 +377,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=_not_negative, default=0.0)
     for name, text in _flags().items():
         how.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
-    how.add_argument("--samples", type=_positive, default=1, help="generations per prompt")
+    how.add_argument("--samples", type=positive, default=1, help="generations per prompt")
     how.add_argument(
         "--answer-prefix",
         metavar="TEXT",
@@ -391,13 +385,13 @@ def _parser() -> argparse.ArgumentParser:
         "style published, else nothing",
     )
     how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--batch-size", type=_positive, default=32)
-    how.add_argument("--replicas", type=_positive, default=1, help="servers with a GPU each, as Ray actors")
+    how.add_argument("--batch-size", type=positive, default=32)
+    how.add_argument("--replicas", type=positive, default=1, help="servers with a GPU each, as Ray actors")
     how.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16; CPU: float32")
     how.add_argument("--token-ids", action="store_true", help="write the responses' tokens too")
 
     scores = parser.add_argument_group("scores")
-    scores.add_argument("--k", type=_positive, nargs="+", default=[], help="of pass@k; default: 1 and --samples")
+    scores.add_argument("--k", type=positive, nargs="+", default=[], help="of pass@k; default: 1 and --samples")
     scores.add_argument(
         "--set",
         dest="overrides",
@@ -409,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
 
     images = parser.add_argument_group("images")
     images.add_argument("--image-tokenizer", help="folder of the MAGVIT-v2 checkpoint")
-    images.add_argument("--image-size", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels")
+    images.add_argument("--image-size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels")
     images.add_argument(
         "--scorers", nargs="+", default=[], help="such as clip hpsv2; their options: reward.image.scorers.<name>.…"
     )
