@@ -37,7 +37,7 @@ class ClosesAnswers(MMaDAFamily):
     """A family that puts a fixed token after an answer about an image."""
 
     def understanding(self, codes, messages, response_length, grid=None, **template_kwargs):
-        prompt = super().understanding(codes, messages, response_length - 1, grid, **template_kwargs)
+        prompt = super().understanding(codes, messages, response_length, grid, **template_kwargs)
         return replace(
             prompt,
             response_ids=(*prompt.response_ids, self.token_id("<|eoi|>")),
@@ -150,8 +150,8 @@ def run_loop(loop, messages, info):
 GUIDED = ("actor_rollout_ref.rollout.sampler.options.cfg_scale=1.5", "algorithm.estimation.cfg_scale=1.5")
 
 
-def test_padding_that_is_attended_to_reaches_the_model_and_the_training_rows(tiny_digits, monkeypatch):
-    monkeypatch.setattr(agent_loop, "load_family", lambda path, _: load(path, AttendsToPadding))
+def test_padding_that_is_attended_to_reaches_the_model_and_the_training_rows(tiny_digits):
+    attended = "+actor_rollout_ref.model.override_config.attend_to_padding=true"
     server = digits_server(tiny_digits, GUIDED[0])
     seen = []
 
@@ -160,7 +160,7 @@ def test_padding_that_is_attended_to_reaches_the_model_and_the_training_rows(tin
 
     server.model.register_forward_pre_hook(watch, with_kwargs=True)
     manager = Serving(server)
-    output = run_loop(make_loop(tiny_digits, "digits", manager, *GUIDED), SEVEN, T2I)
+    output = run_loop(make_loop(tiny_digits, "digits", manager, *GUIDED, attended), SEVEN, T2I)
     pad = server.family.token_id("[iPAD]")
     length = server.family.text_length + 1
     assert len(output.prompt_ids) == length and output.prompt_ids[0] == pad
@@ -174,7 +174,7 @@ def test_padding_that_is_attended_to_reaches_the_model_and_the_training_rows(tin
 
 
 def test_a_token_that_the_family_fixes_in_an_answer_is_seen_and_not_learned(tiny_digits, monkeypatch):
-    monkeypatch.setattr(agent_loop, "load_family", lambda path, _: load(path, ClosesAnswers))
+    monkeypatch.setattr(agent_loop, "load_family", lambda model, _: load(model.path, ClosesAnswers))
     for sampler in ("name=emerge", "name=semi_autoregressive"):
         server = digits_server(tiny_digits, f"actor_rollout_ref.rollout.sampler.{sampler}")
         output = run_loop(make_loop(tiny_digits, "digits", Serving(server)), SEVEN, MMU)

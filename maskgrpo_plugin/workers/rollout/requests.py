@@ -107,7 +107,7 @@ class RequestBuilder:
             messages: the conversation; for an image its last message is the text to draw.
             extra_info: of the row; `modality` is `text` (default), `t2i`, or `mmu` with the image's codes in
                 `image_codes`.
-            response_length: tokens of a text answer.
+            response_length: tokens of a text answer, with those that the family closes it by.
             answer_prefix: the beginning of a text answer, which is given to the model.
 
         Raises:
@@ -147,7 +147,11 @@ class RequestBuilder:
         if modality == "t2i":
             return family.text_to_image(str(messages[-1]["content"]), self.grid)
         codes = [int(code) for code in extra_info["image_codes"]]
-        return family.understanding(codes, messages, response_length, **self.template_kwargs)
+        prompt = family.understanding(codes, messages, response_length, **self.template_kwargs)
+        closing = len(prompt.response_ids) - response_length
+        if closing:
+            prompt = family.understanding(codes, messages, response_length - closing, **self.template_kwargs)
+        return prompt
 
     def _cut(self, ids: list[int]) -> list[int]:
         if self.longest_text is None or len(ids) <= self.longest_text:
