@@ -6,6 +6,7 @@ Arguments: the commands' arguments after `main_ppo` as JSON, a folder as the qui
 import json
 import math
 import os
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.rewards import score
 from maskgrpo_plugin.rewards.images import ImageSample
 from maskgrpo_plugin.rewards.images.registry import build_scorer
+from maskgrpo_plugin.rewards.text.manager import TextRewardManager
 from maskgrpo_plugin.validation import preflight
 
 VERL_CONFIGS = Path(verl.__file__).parent / "trainer" / "config"
@@ -145,6 +147,9 @@ def refusal(arguments, folders, *more):
 
 def main():
     commands, *folders = json.loads(sys.argv[1]), *sys.argv[2:]
+    sys.argv[1:] = [f"{folders[0]}/model"]
+    for script in ("my_data.py", "my_checkpoint.py"):
+        runpy.run_path(script)
     images = commands[2]
     whole = commands[3]
     wrong = {
@@ -167,7 +172,10 @@ def main():
     headless.write_text(Path("my_configs/method/mine.yaml").read_text().replace("# @package _global_\n", ""))
     refused["method"] = refusal(commands[0], folders, "method=headless")
     runs = [preflight(compose_run(command, folders)) for command in commands]
-    print(json.dumps(method() | model() | sampler() | rewards() | {"runs": runs, "refused": refused}))
+    tokenizer = AutoTokenizer.from_pretrained("my_model")
+    ends = sorted(TextRewardManager(compose_run(whole, folders), tokenizer).stop_token_ids)
+    answers = {"runs": runs, "refused": refused, "reward_ends": ends}
+    print(json.dumps(method() | model() | sampler() | rewards() | answers))
 
 
 main()
