@@ -147,6 +147,7 @@ def test_a_run_from_outside_finds_them_in_all_its_processes(folder, found):
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.rollout.n=4",
+        "extensions=[my_method,modeling_mine.py,my_sampler.py,my_reward.py]",  # a module of the folder, and files
         "trainer.test_freq=2",
         "trainer.val_before_train=false",
         "trainer.total_training_steps=2",
