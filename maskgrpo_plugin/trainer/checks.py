@@ -17,6 +17,8 @@ def check_names(config: DictConfig) -> None:
     Raises:
         OptionError: the first value that cannot work.
     """
+    if config.get("method") is not None:  # Hydra puts a file without that line under its group's name
+        raise OptionError("method", list(config.method), "the method's file must begin with `# @package _global_`")
     arr = config.actor_rollout_ref
     check_choice("actor_rollout_ref.model.model_type", arr.model.model_type, ("masked_diffusion", "language_model"))
     check_choice("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, tuple(sorted(TRAINER_REGISTRY)))
