@@ -1,5 +1,6 @@
 """The plugin's own config sections as dataclasses, each value checked where it is built and named by its full key."""
 
+import logging
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,8 @@ from maskgrpo_plugin.diffusion.samplers import Sampler, build_for_run, option_na
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number
 from maskgrpo_plugin.models.families import ImageFamily
 from maskgrpo_plugin.models.families.base import ImageTokenizerConfig
+
+logger = logging.getLogger(__name__)
 
 ESTIMATION = "algorithm.estimation"
 MASK_SHARING = ("index", "group", "sample")
@@ -31,7 +34,7 @@ class EstimationConfig(BaseConfig):
         mu: inner updates over the same rollouts, 1 or more; None: the estimator's default.
         canvas: what the model sees after the first end token: `masked`, `full`, `visible` or `trimmed`; see
             `Estimator`.
-        options: the estimator's other options by name; see its class.
+        options: the estimator's other options by name, see its class; null: its default.
         mask_sharing: who shares a mask at an update: completions of the same `index` in their groups (published), a
             whole `group`, or nobody (`sample`).
         seed: seed of the masks.
@@ -73,7 +76,7 @@ class EstimationConfig(BaseConfig):
 
     def estimator_options(self) -> dict[str, Any]:
         """Keyword arguments of the estimator, the old names under their new ones."""
-        options = {**self.options, "canvas": self.canvas}
+        options = {key: value for key, value in self.options.items() if value is not None} | {"canvas": self.canvas}
         if self.mu is not None:
             options["mu"] = self.mu
         options |= {key: getattr(self, key) for key in MOVED_TO_OPTIONS if getattr(self, key) is not None}
@@ -118,6 +121,10 @@ def check_estimation(config: DictConfig) -> None:
         if key not in known:
             raise OptionError(f"{ESTIMATION}.{key}", value, f"no such key; there are {', '.join(sorted(known))}")
     estimation = EstimationConfig(**values)
+    for old, new in estimation.renamed().items():
+        logger.warning(
+            "%s.%s: the key is now %s.%s; the old one goes with the next release", ESTIMATION, old, ESTIMATION, new
+        )
     estimator = estimation.build()
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     if estimation.reference_sync_steps and model.get("lora_rank", 0) > 0:

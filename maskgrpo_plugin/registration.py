@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 MODULES = (
     "maskgrpo_plugin.models",
     "maskgrpo_plugin.workers.platform",
-    "maskgrpo_plugin.validation",
     "maskgrpo_plugin.trainer.losses",
     "maskgrpo_plugin.trainer.advantages",
     "maskgrpo_plugin.rewards.text.manager",
@@ -26,6 +25,7 @@ MODULES = (
     "maskgrpo_plugin.workers.engine",
     "maskgrpo_plugin.trainer.stages",
     "maskgrpo_plugin.workers.agent_loop",
+    "maskgrpo_plugin.validation",
 )
 
 

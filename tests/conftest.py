@@ -47,6 +47,7 @@ def load_example(name: str, folder: str = "quickstart"):
     spec = importlib.util.spec_from_file_location(f"{folder}_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    sys.path.append(str(path.parent))  # its neighbours, as where it is run
     spec.loader.exec_module(module)
     return module
 
@@ -82,7 +83,6 @@ def tiny_run(tmp_path_factory, make_model):
 @pytest.fixture(scope="session")
 def tiny_digits(tmp_path_factory, make_digits):
     """A folder as the digits example's: `model` (MMaDA) and `vq` (MAGVIT-v2) with random weights, and `data`."""
-    from maskgrpo_plugin.data.digits import digit_rows
     from maskgrpo_plugin.data.rows import write_parquet
     from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
 
@@ -106,5 +106,5 @@ def tiny_digits(tmp_path_factory, make_digits):
     digits.make_model(tokenizer, vq, recipe).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for split, rows in (("train", 40), ("validation", 10)):
-        write_parquet(digit_rows(rows, split), folder / "data" / f"{split}.parquet")
+        write_parquet(digits.digit_rows(rows, split), folder / "data" / f"{split}.parquet")
     return folder

@@ -21,3 +21,13 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         file.write_text("ne")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").write_text("")
+    with written_whole(path) as folder:
+        folder.mkdir()
+        (folder / "new").write_text("")
+    assert [file.name for file in path.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [path]

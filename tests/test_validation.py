@@ -10,10 +10,12 @@ import pytest
 import verl  # noqa: F401
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from verl.utils.config import omega_conf_to_dataclass
 
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.validation import preflight, required_ray_cpus
+from maskgrpo_plugin.validation import preflight
+from maskgrpo_plugin.workers.checks import required_ray_cpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,3 +161,41 @@ def test_image_rewards_are_checked_and_their_cpus_counted(tiny_run):
     )
     assert preflight(good)
     assert required_ray_cpus(good) == required_ray_cpus(config(tiny_run)) + 2
+
+
+def test_old_keys_of_the_estimation_work_with_a_warning(tiny_run, caplog):
+    run = config(tiny_run, "algorithm.estimation.gamma=0.7", "algorithm.estimation.train_on_tail=true")
+    assert preflight(run)
+    assert "algorithm.estimation.gamma: the key is now algorithm.estimation.options.gamma" in caplog.text
+    assert "algorithm.estimation.train_on_tail: the key is now algorithm.estimation.canvas=full" in caplog.text
+    estimator = omega_conf_to_dataclass(run.algorithm.estimation).build()
+    assert (estimator.gamma, estimator.canvas) == (0.7, "full")
+
+
+def test_an_option_of_another_estimator_is_refused_by_its_full_key(tiny_run):
+    overrides = ["algorithm.estimation.estimator=diffu_grpo", "algorithm.estimation.options.gamma=0.7"]
+    with pytest.raises(OptionError, match=r"algorithm\.estimation\.options\.gamma=0\.7 .* it has mu, canvas, prompt"):
+        preflight(config(tiny_run, *overrides))
+
+
+def test_a_methods_file_sets_the_published_values_over_any_run(tiny_run):
+    run = config(tiny_run, "method=tracerl")
+    assert preflight(run)
+    actor, estimation = run.actor_rollout_ref.actor, run.algorithm.estimation
+    assert (run.algorithm.adv_estimator, actor.policy_loss.loss_mode) == ("zscore", "tracerl")
+    assert (actor.use_kl_loss, actor.kl_loss_coef, actor.clip_ratio, actor.optim.lr) == (False, 0.01, 0.2, 1e-6)
+    assert (estimation.estimator, estimation.mu, dict(estimation.options)) == (
+        "trajectory",
+        1,
+        {"shrink": 8, "end_tokens": 0},
+    )
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "method").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_method_passes_the_checks(tiny_run, file):
+    assert preflight(config(tiny_run, f"method={file.stem}"))
+
+
+def test_an_unknown_method_is_refused_with_the_list(tiny_run):
+    with pytest.raises(Exception, match=r"(?s)Could not find 'method/nope'.*Available options.*coupled_grpo.*tracerl"):
+        config(tiny_run, "method=nope")

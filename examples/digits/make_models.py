@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from digit_data import DIGIT_NAMES, digit_prompt, digit_rows
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ResNetConfig, ResNetForImageClassification
 
-from maskgrpo_plugin.contact_sheet import write_contact_sheet
-from maskgrpo_plugin.data.digits import DIGIT_NAMES, digit_prompt, digit_rows
 from maskgrpo_plugin.data.rows import write_parquet
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.families import ImageFamily, Prompt, build_family
 from maskgrpo_plugin.models.image_scorers import Preprocessing
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
 from maskgrpo_plugin.models.mmada import MMadaConfig, MMadaModelLM
+from maskgrpo_plugin.pixels import write_contact_sheet
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from maskgrpo_plugin.arguments import positive
 from maskgrpo_plugin.data import competition_math, countdown, gsm8k, programs, sudoku
 from maskgrpo_plugin.data.arithmetic import draw_sums
 from maskgrpo_plugin.data.records import DataError, HubSource, read_file, read_hub
@@ -265,13 +266,6 @@ def _build_arithmetic(options: argparse.Namespace) -> dict[str, list[Row]]:
     }
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m maskgrpo_plugin.data.prepare", description=__doc__)
     names = [*DATA_SETS, "arithmetic"]
@@ -280,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_recorded(commands.add_parser(name, help=data_set.help), data_set)
 
     arithmetic = commands.add_parser("arithmetic", help="sums such as 12+34=")
-    arithmetic.add_argument("--digits", type=_positive, default=2, help="digits of each operand (default 2)")
+    arithmetic.add_argument("--digits", type=positive, default=2, help="digits of each operand (default 2)")
     arithmetic.add_argument("--carry-share", type=float, help="share of sums whose ones carry; default: as they come")
     arithmetic.set_defaults(build=_build_arithmetic)
     _add_drawn(arithmetic, train_rows=6000)
@@ -296,7 +290,7 @@ def _add_recorded(command: argparse.ArgumentParser, data_set: DataSet) -> None:
     help = f"JSON Lines, .jsonl.gz or CSV with {data_set.fields}; without files: {otherwise}"
     command.add_argument("--train", type=Path, help=help)
     command.add_argument("--test", type=Path, help="the same for validation.parquet")
-    command.add_argument("--max-rows", type=_positive, help="the first so many rows of each file")
+    command.add_argument("--max-rows", type=positive, help="the first so many rows of each file")
     command.add_argument("--strict", action="store_true", help="refuse malformed rows instead of skipping them")
     if data_set.templates:
         prompt = command.add_mutually_exclusive_group()
@@ -317,8 +311,8 @@ def _add_recorded(command: argparse.ArgumentParser, data_set: DataSet) -> None:
 
 
 def _add_drawn(command: argparse.ArgumentParser, *, train_rows: int) -> None:
-    command.add_argument("--train-rows", type=_positive, default=train_rows, help=f"drawn (default {train_rows})")
-    command.add_argument("--validation-rows", type=_positive, default=512, help="drawn (default 512)")
+    command.add_argument("--train-rows", type=positive, default=train_rows, help=f"drawn (default {train_rows})")
+    command.add_argument("--validation-rows", type=positive, default=512, help="drawn (default 512)")
     command.add_argument("--seed", type=int, default=0)
 
 

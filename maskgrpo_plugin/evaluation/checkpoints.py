@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +125,11 @@ def _merged(folder: Path, is_sharded: bool, target: Path, base_model: str | None
     mark_file = target / "merged_from.json"
     if mark_file.is_file() and json.loads(mark_file.read_text()) == mark:
         return target
-    unfinished = target.with_name(target.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     model, tokenizer = (_from_shards if is_sharded else _from_adapter)(folder, base_model)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    (unfinished / mark_file.name).write_text(json.dumps(mark))
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.replace(target)
+    with written_whole(target) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / mark_file.name).write_text(json.dumps(mark))
     logger.info("merged %s into %s", folder, target)
     return target
 

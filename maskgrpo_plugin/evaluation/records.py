@@ -1,4 +1,4 @@
-"""An evaluation's folder: the generations as JSON Lines, one a line as it is finished, and the settings they had."""
+"""An evaluation's folder: the generations as JSON Lines, each written as it is finished, and the settings they had."""
 
 import json
 import logging

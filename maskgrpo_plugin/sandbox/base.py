@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskgrpo_plugin.sandbox.config import SandboxConfig
-from maskgrpo_plugin.sandbox.inside.codec import CodecError, from_frame, to_frame
-from maskgrpo_plugin.sandbox.inside.supervisor import INPUT_LIMIT
+from maskgrpo_plugin.sandbox.inside.codec import INPUT_LIMIT, CodecError, from_frame, to_frame
 
 START_UP_S = 10.0
 # The modules of `inside`, each after those that it imports.
-_MODULES = ("codec", "confinement", "calls", "namespaces", "supervisor", "entry")
+_MODULES = ("codec", "confinement", "calls", "namespaces", "work", "supervisor", "entry")
 
 
 class SandboxFailure(Exception):

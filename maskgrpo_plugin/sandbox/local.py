@@ -1,4 +1,8 @@
-"""The provider `local`: processes on this machine, jailed by bubblewrap, nsjail or namespaces of our own."""
+"""The provider `local`: processes on this machine, jailed by bubblewrap, nsjail or namespaces of our own.
+
+None of the first two comes from PyPI, and on many clusters nobody may install them: there the namespaces of our own
+(`inside/namespaces.py`) need nothing but a kernel that grants them. nsjail stays for images that have it already.
+"""
 
 import asyncio
 import functools

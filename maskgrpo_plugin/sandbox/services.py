@@ -110,7 +110,10 @@ def read_printed(printed: str, mark: str) -> list[Any]:
 
 
 class ServiceSandbox(Sandbox):
-    """Sends scripts to a service; repeats what failed, `config.retries` times."""
+    """Sends scripts to a service; repeats those that failed, alone, `config.retries` times.
+
+    A retry library repeats a call as a whole, and with it the scripts of a batch that did run.
+    """
 
     name = ""
     batch_size = 1
@@ -183,7 +186,7 @@ class ServiceSandbox(Sandbox):
 
 
 class E2BSandbox(ServiceSandbox):
-    """E2B's service by its own client, one fresh machine a program.
+    """E2B's service by its own client, one fresh machine per program.
 
     Raises:
         OptionError: e2b_code_interpreter is not installed.
@@ -242,14 +245,14 @@ class RouterSandbox(ServiceSandbox):
                     raise SandboxFailure(f"HTTP status {response.status}")
                 answers = await response.json(content_type=None)
         if not isinstance(answers, list):
-            raise SandboxFailure("the answer is no list")
+            raise SandboxFailure("malformed answer: not a list")
         return [_printed_by(answer) for answer in answers]
 
 
 def _printed_by(answer: Any) -> str | SandboxFailure:
     """What a router says that a script printed; `execution` was once called `result`."""
     if not isinstance(answer, dict):
-        return SandboxFailure("an answer that is none")
+        return SandboxFailure("malformed answer")
     execution = answer.get("execution") or answer.get("result")
     if not isinstance(execution, dict):
         return SandboxFailure(str(answer.get("exception_str") or "no execution"))

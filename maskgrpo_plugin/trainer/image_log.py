@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from maskgrpo_plugin.contact_sheet import contact_sheet
+from maskgrpo_plugin.files import written_whole
+from maskgrpo_plugin.pixels import contact_sheet, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,13 @@ def log_contact_sheet(
     """
     if not images:
         return None
-    pixels = torch.from_numpy(np.stack([image for *_, image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = to_pixels([image for *_, image in images])
     prompts = distinct_words([prompt for _, prompt, _, _ in images])
     sheet = contact_sheet(pixels, [f"{image[2]:.2f} {prompt}" for image, prompt in zip(images, prompts, strict=True)])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step}.png"
-    sheet.save(path, format="PNG")
+    with written_whole(path) as file:
+        sheet.save(file, format="PNG")
     backends = getattr(tracking, "logger", {})
     try:
         if "tensorboard" in backends:

@@ -19,7 +19,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
-from maskgrpo_plugin.models.special_tokens import stop_token_ids
+from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
@@ -51,7 +51,6 @@ class MaskGRPOStages(PPOTrainer):
         self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
         self.estimation: EstimationConfig | None = None
         self.plan: StepPlan | None = None
-        self._stops: tuple[int, ...] | None = None
         image = config.reward.reward_manager.name == IMAGE_REWARD_MANAGER
         self.reward_failure_policy = (
             ImageRewardConfig.from_config(config.reward.image).on_failure
@@ -61,8 +60,6 @@ class MaskGRPOStages(PPOTrainer):
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
             self.estimator = self.estimation.build()
-            for old, new in self.estimation.renamed().items():
-                logger.warning("algorithm.estimation.%s has moved; write algorithm.estimation.%s", old, new)
 
     def _build_replay_buffer(self) -> Any:
         settings = self.config.trainer.v1.get(self.config.trainer.v1.trainer_mode) or {}
@@ -144,7 +141,8 @@ class MaskGRPOStages(PPOTrainer):
         """
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
-        self.plan = self.estimation.plan(self.global_steps, stop_token_ids=self._stop_token_ids())
+        family = load_family(self.config.actor_rollout_ref.model, self.tokenizer)
+        self.plan = self.estimation.plan(self.global_steps, stop_token_ids=family.stop_token_ids)
         self._write_mask_keys(batch)
         self._write_extra_fields(batch)
         for update in range(self.estimator.updates):
@@ -167,11 +165,6 @@ class MaskGRPOStages(PPOTrainer):
         if self.estimation is not None:
             self._attach_plan(batch)
         return super()._compute_ref_log_prob(batch, metrics)
-
-    def _stop_token_ids(self) -> tuple[int, ...]:
-        if self._stops is None:
-            self._stops = stop_token_ids(self.tokenizer)
-        return self._stops
 
     def _attach_plan(self, batch: KVBatchMeta, *more_fields: str) -> None:
         """Send the step's plan along with `batch`, and fetch no more fields than the engine reads.

@@ -1,6 +1,5 @@
 """The agent loop of the plugin's rollouts: one data row in, one seeded generation out, a text or an image."""
 
-import os
 from typing import Any
 from uuid import uuid4
 
@@ -8,8 +7,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.utils.profiler import simple_timer
 
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS
+from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.registry import Registered
-from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, image_grid, load_family, request_seed
+from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, image_grid, request_seed
 
 
 @register("maskgrpo_single_turn")
@@ -25,7 +25,7 @@ class SeededSingleTurn(AgentLoopBase):
         self.rollout_config = self.config.actor_rollout_ref.rollout
         model, family = self.config.actor_rollout_ref.model, None
         if model.model_type == "masked_diffusion":
-            family = load_family(os.path.expanduser(model.path), tokenizer)
+            family = load_family(model, tokenizer)
         self.requests = RequestBuilder(
             tokenizer,
             family,

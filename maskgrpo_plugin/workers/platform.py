@@ -137,19 +137,6 @@ class PlatformCPU(PlatformBase):
         return None
 
 
-def register() -> None:
-    """Add the platform `cpu` to verl's registry, and choose it where there is nothing else; idempotent.
-
-    It is chosen here, since verl would take NVIDIA's platform wherever `nvidia-smi` runs, also where torch cannot use
-    the GPU. In Ray workers verl's own order of detection decides.
-    """
-    if PlatformRegistry.get("cpu") is PlatformCPU:
-        return
-    PlatformRegistry.register(platform="cpu")(PlatformCPU)
-    if not _override() and not ray.is_initialized() and _has_cpu_only():
-        set_platform(PlatformCPU())
-
-
 def sees_accelerator() -> bool:
     """Whether a registered platform other than the CPU has a device that this process can use."""
     for name in PlatformRegistry.registered_names():
@@ -195,7 +182,7 @@ def check_device(config: DictConfig) -> None:
         "trainer.device",
         device,
         f"{found}. For the CPU: trainer.device=cpu, ray_kwargs.ray_init.num_gpus=<training ranks> and what else "
-        f"configs/cpu.yaml sets. For a GPU cluster: RAY_ADDRESS={'' if override is None else f', no {VARIABLE}'}",
+        f"configs/cpu.yaml sets. For a GPU cluster: RAY_ADDRESS=<its address> and no {VARIABLE}",
     )
 
 
@@ -263,5 +250,9 @@ def _has_cpu_only() -> bool:
     return not _names_cluster()
 
 
-register()
+# verl alone takes NVIDIA's platform wherever `nvidia-smi` runs, also where torch cannot use the GPU. In Ray workers
+# its own order of detection decides, which asks `is_platform_available`.
+if not _override() and not ray.is_initialized() and _has_cpu_only():
+    set_platform(PlatformCPU())
+
 REGISTERS = (Registered("platform cpu", lambda: PlatformRegistry.get("cpu") is PlatformCPU),)

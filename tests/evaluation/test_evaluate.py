@@ -150,9 +150,28 @@ def test_a_scorer_that_raises_or_hangs_is_counted_and_nothing_is_lost(tiny_run, 
     assert len(rows) == 16 and summary["failures"] == 8 and summary["accuracy"] == 0.5
 
 
+def test_options_of_the_sampler_are_set_by_the_keys_of_a_run_or_by_flags_of_their_names(tiny_run, tmp_path):
+    short = ["--lengths", "8", "--batch-size", "8", "--limit", "4", "--temperature", "1"]
+    keys = ["--set", "rollout.sampler.options.block_length=4", "rollout.sampler.options.ordering=margin"]
+    flags = ["--block-length", "4", "--ordering", "margin", "--low-threshold", "0.3"]
+    by_keys, _ = evaluate(tiny_run, tmp_path / "keys", *short, *keys, "rollout.sampler.options.low_threshold=0.3")
+    by_flags, _ = evaluate(tiny_run, tmp_path / "flags", *short, *flags)
+    assert by_keys == by_flags
+    recorded = json.loads((tmp_path / "keys" / "settings.json").read_text())["lengths"]["8"]
+    assert recorded["steps"] == 4 and recorded["block_length"] == 4 and recorded["ordering"] == "margin"
+    assert recorded == json.loads((tmp_path / "flags" / "settings.json").read_text())["lengths"]["8"]
+    other, _ = evaluate(tiny_run, tmp_path / "other", *short, "--set", "rollout.sampler.name=emerge")
+    assert other != by_keys
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--lengths", "8", "--set", "rollout.sampler.options.stepz=4"], r"--stepz=4.*it has steps"),
+        (["--lengths", "8", "--set", "rollout.sampler.steps=4"], r"--set='rollout.sampler.steps=4'"),
+        (["--lengths", "8", "--sampler", "greedy"], r"--sampler='greedy'.*semi_autoregressive, emerge, maskgit"),
+        (["--lengths", "8", "--sampler", "emerge", "--block-length", "4"], r"--block-length=4.*no such option"),
+        (["--lengths", "8", "--threshold", "1.5"], r"--threshold=1.5"),
         (["--lengths", "10", "--block-length", "4"], r"--block-length=4 is not usable.*divide.*10"),
         (["--lengths", "8", "--steps", "1", "--block-length", "4"], "--steps=1"),
         (["--lengths", "8", "16", "32", "--steps", "4", "8"], r"--steps=\[4, 8\]"),

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import maskgrpo_plugin.models
-from maskgrpo_plugin.data.digits import digit_prompt, digit_rows
 from maskgrpo_plugin.models.families import MMaDAFamily, build_family
 from maskgrpo_plugin.models.image_scorers import ClipScorer, ImageClassifier
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
@@ -56,7 +55,7 @@ def test_what_is_reported(made):
     assert results["steps"] == 3
 
 
-def test_the_model_and_its_tokenizers_load_and_draw(made):
+def test_the_model_and_its_tokenizers_load_and_draw(made, digits):
     folder, _ = made
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -64,7 +63,7 @@ def test_the_model_and_its_tokenizers_load_and_draw(made):
     family = build_family(model.config, tokenizer)
     assert isinstance(family, MMaDAFamily)
     assert family.image_grid(vq.config, 8, 8) == family.default_grid() == (4, 4)
-    prompt = family.text_to_image(digit_prompt(7))
+    prompt = family.text_to_image(digits.digit_prompt(7))
     text = "[iPAD] [iPAD] <|t2i|> <|bos|> a handwritten seven <|endoftext|> <|soi|>"
     assert tokenizer.convert_ids_to_tokens(prompt.prompt_ids) == text.split()
     tokens = torch.tensor([prompt.canvas_ids])
@@ -77,14 +76,14 @@ def test_the_model_and_its_tokenizers_load_and_draw(made):
     assert vq.decode_code(torch.zeros(1, 16, dtype=torch.long)).shape == (1, 3, 8, 8)
 
 
-def test_the_scorers_load(made):
+def test_the_scorers_load(made, digits):
     folder, _ = made
     pixels = torch.rand(3, 3, 8, 8) * 2 - 1
     classifier = ImageClassifier(folder / "classifier")
     assert classifier.labels == tuple("0123456789")
     torch.testing.assert_close(classifier.probabilities(pixels).sum(1), torch.ones(3))
     clip = ClipScorer(folder / "clip")
-    similarity = clip.similarity(pixels, [digit_prompt(digit) for digit in (0, 1, 2)])
+    similarity = clip.similarity(pixels, [digits.digit_prompt(digit) for digit in (0, 1, 2)])
     assert similarity.shape == (3,) and bool((similarity.abs() <= 1.0001).all())
     with pytest.raises(ValueError, match="1 texts for 3 images"):
         clip.similarity(pixels, ["one"])
@@ -92,16 +91,16 @@ def test_the_scorers_load(made):
     assert clip.tokenizer.convert_ids_to_tokens(ids)[0] == "<|bos|>" and ids[-1] == clip.tokenizer.eos_token_id
 
 
-def test_the_data_has_verls_columns(made):
+def test_the_data_has_verls_columns(made, digits):
     folder, _ = made
     rows = pq.read_table(folder / "data" / "train.parquet").to_pylist()
-    assert rows == digit_rows(20, "train")
+    assert rows == digits.digit_rows(20, "train")
     assert rows[7]["prompt"] == [{"content": "a handwritten seven", "role": "user"}]
     assert rows[7]["reward_model"] == {"ground_truth": "7", "style": "model"}
     assert rows[7]["extra_info"] == {"index": 7, "modality": "t2i", "split": "train", "task": "digits"}
     assert len(pq.read_table(folder / "data" / "validation.parquet")) == 10
     with pytest.raises(ValueError, match="rows=0"):
-        digit_rows(0, "train")
+        digits.digit_rows(0, "train")
 
 
 def test_a_contact_sheet_is_written(made):

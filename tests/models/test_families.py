@@ -4,10 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from small_tokenizer import make_tokenizer
 
 import maskgrpo_plugin  # noqa: F401
-from maskgrpo_plugin.models.families import FAMILIES, Family, ImageFamily, ImageTokens, build_family, register_family
+from maskgrpo_plugin.models.families import (
+    FAMILIES,
+    Family,
+    ImageFamily,
+    ImageTokens,
+    build_family,
+    load_family,
+    register_family,
+)
 from maskgrpo_plugin.models.llada import LLaDAConfig
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2Config
 from maskgrpo_plugin.models.mmada import MMadaConfig
@@ -281,3 +290,14 @@ def test_a_family_from_outside_is_asked_first(restored_families):
     assert register_family(Mine) is Mine
     with pytest.raises(ValueError, match="family 'mine'"):
         register_family(type("Other", (Family,), {"name": "mine", "model_types": ()}))
+
+
+def test_a_runs_override_config_reaches_its_family(tmp_path):
+    tokenizer = make_tokenizer(*MMADA)
+    family = mmada(tokenizer)
+    family.config.save_pretrained(tmp_path)
+    plain = OmegaConf.create({"path": str(tmp_path), "override_config": {}})
+    attended = OmegaConf.create({"path": str(tmp_path), "override_config": {"attend_to_padding": True}})
+    assert load_family(plain, tokenizer).text_to_image("a").prompt_mask == (0,) * 4 + (1,) * 5
+    assert load_family(attended, tokenizer).text_to_image("a").prompt_mask == (1,) * 9
+    assert load_family(plain, tokenizer) is load_family(plain, tokenizer)

@@ -17,8 +17,8 @@ from maskgrpo_plugin.diffusion.remasking import remask
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
+from maskgrpo_plugin.pixels import to_images
 from maskgrpo_plugin.validation import preflight
-from maskgrpo_plugin.workers.rollout.images import pixels_to_uint8
 from maskgrpo_plugin.workers.rollout.requests import RequestBuilder
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 
@@ -90,7 +90,7 @@ def test_an_image_request_gives_codes_of_the_codebook_and_their_pixels(tiny_digi
         image = output.extra_fields["image"]
         assert image.shape == (8, 8, 3) and image.dtype == np.uint8
         pixels = vq.decode_code(torch.tensor([codes]) - start)
-        assert np.array_equal(image, pixels_to_uint8(pixels)[0].numpy())
+        assert np.array_equal(image, to_images(pixels)[0].numpy())
 
 
 def test_guidance_changes_what_is_drawn(tiny_digits, family):
@@ -213,9 +213,12 @@ def test_estimation_scores_image_tokens_in_the_codebook_and_answers_in_the_vocab
                 keys=torch.tensor([row]),
                 mask_token_id=family.mask_token_id,
             )
-            blind = torch.cat([torch.tensor([batch["uncond_ids"][row]]), noised.noisy[:, len(prompt) :]], dim=1)
+            noisy = noised.noisy.clone()
+            if row >= 3:
+                noisy[0, len(prompt) + learned :] = family.mask_token_id  # what follows the first end token
+            blind = torch.cat([torch.tensor([batch["uncond_ids"][row]]), noisy[:, len(prompt) :]], dim=1)
             with torch.no_grad():
-                cond, uncond = (model(ids).logits[0, -17:] for ids in (noised.noisy, blind))
+                cond, uncond = (model(ids).logits[0, -17:] for ids in (noisy, blind))
             logits = ((1 + cfg_scale) * cond - cfg_scale * uncond)[:, columns].log_softmax(-1)
             expected = logits.gather(1, tokens[0, -17:, None] - (columns.start or 0) * flags[0, -17:, None])[:, 0]
             expected = torch.where(noised.masked[0, -17:], expected, 0.0)

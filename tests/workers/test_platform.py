@@ -23,7 +23,7 @@ from maskgrpo_plugin.workers.platform import (
 
 ROOT = Path(__file__).parents[2]
 
-# Read by every Python of a process and of its Ray workers: a CUDA build of torch, with or without a device.
+# Run before verl is imported: a CUDA build of torch, with or without a device.
 STAND_IN = """
 import os
 import torch
@@ -32,14 +32,15 @@ torch.cuda.is_available = lambda: os.environ["STAND_IN_DEVICES"] != "0"
 torch.cuda.device_count = lambda: int(os.environ["STAND_IN_DEVICES"])
 torch.cuda.get_device_capability = lambda *_: (9, 0)
 """
-NAME = "import verl; from verl.utils.device import get_device_name; print(get_device_name())"
-WORKER = """
-import json, os, sys
+NAME = f"{STAND_IN}import verl; from verl.utils.device import get_device_name; print(get_device_name())"
+WORKER = f"""
+import json, sys
 import ray
-options = {"include_dashboard": False, "log_to_driver": False, "resources": json.loads(sys.argv[1])}
-ray.init("local", num_cpus=1, num_gpus=1, **options)
+resources = json.loads(sys.argv[1])
+ray.init("local", num_cpus=1, num_gpus=1, resources=resources, include_dashboard=False, log_to_driver=False)
 @ray.remote(num_cpus=1)
 def name():
+    exec({STAND_IN!r}, {{}})
     import verl
     from verl.utils.device import get_device_name
     return get_device_name()
@@ -47,7 +48,7 @@ print(ray.get(name.remote()))
 """
 # verl's entry point up to where Ray starts: what the run would do, instead of the run.
 RUN = """
-import json, os
+import json
 from omegaconf import OmegaConf
 from verl.trainer import main_ppo
 from verl.utils.device import get_device_name
@@ -61,12 +62,11 @@ main_ppo.main()
 
 @pytest.fixture
 def start(tmp_path):
-    """Runs code in a process whose torch is a CUDA build with `devices` devices; returns the finished process."""
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    """Runs code with `devices` devices for the stand-in; returns the finished process."""
 
     def run(code, *arguments, devices=0, path=None, **environment):
         kept = {key: value for key, value in os.environ.items() if key not in ("VERL_PLATFORM", "RAY_ADDRESS")}
-        kept |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "STAND_IN_DEVICES": str(devices), **environment}
+        kept |= {"PYTHONPATH": str(ROOT), "STAND_IN_DEVICES": str(devices), **environment}
         if path:
             kept["PATH"] = f"{path}:{kept['PATH']}"
         command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
@@ -108,12 +108,12 @@ def test_a_ray_worker_that_sees_no_device(start, resources, expected):
 def test_a_config_for_the_cpu_runs_there_on_a_machine_with_a_gpu(start, tiny_run):
     arguments = ["--config-dir", f"{ROOT}/configs", "--config-name", "quickstart", f"quickstart_dir={tiny_run}"]
     expected = ["cpu", "cpu", {"VERL_PLATFORM": "cpu"}, "cpu"]
-    assert json.loads(last_line(start(RUN, *arguments, devices=1))) == expected
+    assert json.loads(last_line(start(STAND_IN + RUN, *arguments, devices=1))) == expected
 
 
 def test_a_config_for_a_gpu_on_a_machine_without_one_is_refused(start, tiny_run):
     arguments = ["--config-dir", f"{ROOT}/configs", "--config-name", "quickstart", f"quickstart_dir={tiny_run}"]
-    process = start(RUN, *arguments, "trainer.device=cuda")
+    process = start(STAND_IN + RUN, *arguments, "trainer.device=cuda")
     assert process.returncode == 2 and "Traceback" not in process.stderr
     message = [line for line in process.stderr.splitlines() if line.startswith("maskgrpo_plugin:")]
     assert len(message) == 1

@@ -1,30 +1,17 @@
 """Samplers by name: `register_sampler` adds one, `build_sampler` builds one."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 from maskgrpo_plugin.diffusion.samplers.base import Sampler
 from maskgrpo_plugin.errors import OptionError, check_choice
+from maskgrpo_plugin.registry import ClassRegistry
 
-S = TypeVar("S", bound=type[Sampler])
-SAMPLERS: dict[str, type[Sampler]] = {}
+SAMPLERS: ClassRegistry[Sampler] = ClassRegistry("sampler")
 
-
-def register_sampler(name: str) -> Callable[[S], S]:
-    """Class decorator: make a sampler known by `name`, for `build_sampler` and `rollout.sampler.name`.
-
-    Raises:
-        ValueError: another class has the name.
-    """
-
-    def register(cls: S) -> S:
-        if name in SAMPLERS and SAMPLERS[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"sampler {name!r} is already registered by {SAMPLERS[name].__module__}")
-        SAMPLERS[name] = cls
-        return cls
-
-    return register
+register_sampler = SAMPLERS.register
+"""Class decorator: make a sampler known by a name, for `build_sampler` and `rollout.sampler.name`."""
 
 
 def get_sampler(name: str) -> type[Sampler]:
@@ -47,15 +34,8 @@ def build_sampler(name: str, **options: Any) -> Sampler:
     Raises:
         OptionError: an unknown name or option, one that is missing, or a value that cannot work.
     """
-    cls = get_sampler(name)
-    known = {each.name: each for each in fields(cls)}
-    for key, value in options.items():
-        if key not in known:
-            raise OptionError(key, value, f"{name} has no such option; it has {', '.join(known)}")
-    for key, each in known.items():
-        if key not in options and each.default is MISSING and each.default_factory is MISSING:
-            raise OptionError(key, None, f"{name} needs a value")
-    return cls(**options)
+    get_sampler(name)
+    return SAMPLERS.build(name, **options)
 
 
 def option_names(name: str) -> tuple[str, ...]:

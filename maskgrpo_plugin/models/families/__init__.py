@@ -4,7 +4,13 @@ from maskgrpo_plugin.models.families.base import Family, ImageFamily, ImageToken
 from maskgrpo_plugin.models.families.dimoo import DiMOOFamily
 from maskgrpo_plugin.models.families.llada import LLaDAFamily
 from maskgrpo_plugin.models.families.mmada import MMaDAFamily
-from maskgrpo_plugin.models.families.registry import FAMILIES, build_family, find_family, register_family
+from maskgrpo_plugin.models.families.registry import (
+    FAMILIES,
+    build_family,
+    find_family,
+    load_family,
+    register_family,
+)
 from maskgrpo_plugin.models.families.text import TextFamily
 
 # asked from the last to the first: a family that shares its model_type with a plainer one comes after it
@@ -23,5 +29,6 @@ __all__ = [
     "TextFamily",
     "build_family",
     "find_family",
+    "load_family",
     "register_family",
 ]

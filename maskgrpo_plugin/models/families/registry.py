@@ -1,6 +1,12 @@
 """The families that are known, and which of them a checkpoint belongs to."""
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+import json
+import os
+from functools import lru_cache
+from typing import Any
+
+from omegaconf import OmegaConf
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from maskgrpo_plugin.models.families.base import Family
 from maskgrpo_plugin.models.registry import MODELS
@@ -52,3 +58,27 @@ def build_family(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
         ValueError: no family knows the checkpoint, or its numbers do not fit its family.
     """
     return find_family(config, tokenizer)(config, tokenizer)
+
+
+def load_family(model: Any, tokenizer: PreTrainedTokenizerBase) -> Family:
+    """The family of a run's checkpoint; kept, since every completion asks for it.
+
+    Args:
+        model: the run's `actor_rollout_ref.model`: the `path` of a folder or a name on the hub, and `override_config`,
+            keys that replace those of its config.json.
+        tokenizer: the checkpoint's.
+
+    Raises:
+        ValueError: see `build_family`.
+    """
+    override = model.get("override_config") or {}
+    values = OmegaConf.to_container(override, resolve=True) if OmegaConf.is_config(override) else override
+    return _load_family(os.path.expanduser(str(model.path)), json.dumps(values, sort_keys=True), tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _load_family(path: str, override: str, tokenizer: PreTrainedTokenizerBase) -> Family:
+    config = AutoConfig.from_pretrained(path)
+    for key, value in json.loads(override).items():
+        setattr(config, key, value)
+    return build_family(config, tokenizer)

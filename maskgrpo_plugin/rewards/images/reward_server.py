@@ -37,7 +37,7 @@ class Protocol:
     """How one kind of server is spoken to.
 
     Attributes:
-        answer_key: the list of numbers in the answer, one an image.
+        answer_key: key of the answer's numbers, one per image.
         scale: each number is multiplied by it.
         prompts: whether prompts are sent.
         geneval: whether GenEval's `meta_datas` and `only_strict` are sent.

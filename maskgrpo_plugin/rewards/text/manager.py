@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register as register_reward_manager
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 from verl.utils.reward_score import default_compute_score
 
+from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
 from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.failures import SandboxLost
@@ -37,7 +39,7 @@ class TextRewardManager(RewardManagerBase):
 
     Args:
         config: verl's whole configuration.
-        tokenizer: the rollout's tokenizer; its stop tokens end a response.
+        tokenizer: the rollout's tokenizer; its stop tokens, and those of the model's family, end a response.
         compute_score: as verl gives it, its default or the user's, plain or async.
         reward_router_address, reward_model_tokenizer: passed on to a user's function where verl runs a reward model.
 
@@ -61,7 +63,7 @@ class TextRewardManager(RewardManagerBase):
             if reward_router_address is not None
             else {}
         )
-        self.stop_token_ids = frozenset(stop_token_ids(tokenizer))
+        self.stop_token_ids = frozenset(_stop_token_ids(config, tokenizer))
         self.settings = TextRewardConfig.from_config(config)
         self.threads = DeadlineThreads(self.settings.timeout_s)
         self._keys_seen: dict[str, tuple[str, ...]] = {}
@@ -168,6 +170,14 @@ def _outcome(error: Exception | None) -> dict[str, float]:
         "reward_timed_out": float(isinstance(error, TimeoutError)),
         "reward_sandbox_lost": float(isinstance(error, SandboxLost)),
     }
+
+
+def _stop_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a response: the family's, as in sampling and training; the tokenizer's where no model is named."""
+    model = OmegaConf.select(config, "actor_rollout_ref.model") if isinstance(config, DictConfig) else None
+    if model is None or model.get("model_type") != "masked_diffusion":
+        return stop_token_ids(tokenizer)
+    return load_family(model, tokenizer).stop_token_ids
 
 
 def _innermost(function: Any) -> Any:

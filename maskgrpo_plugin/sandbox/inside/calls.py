@@ -49,7 +49,7 @@ class Channel:
             if "reply" in received:
                 reply = received["reply"]
                 if not isinstance(reply, dict):
-                    raise self.gone("a reply that is none")
+                    raise self.gone("malformed reply")
                 return reply
             self._answer(received)
 
@@ -61,7 +61,7 @@ class Channel:
     def _answer(self, received: dict[str, Any]) -> None:
         request = received.get("request")
         if not isinstance(request, dict):
-            raise self.gone("a request that is none")
+            raise self.gone("malformed request")
         self.reply(self.handle(request))
 
     def reply(self, answer: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Channel:
             if found is not None:
                 del self._buffer[: found[1]]
                 if not isinstance(found[0], dict):
-                    raise self.gone("a message that is none")
+                    raise self.gone("malformed message")
                 return found[0]
             if not data:
                 raise self.gone("the program ended")
@@ -374,7 +374,7 @@ def make_exception(data: Any) -> Exception:
         ProgramGone: it is one that ends a program (SystemExit and the like), or no exception at all.
     """
     if not isinstance(data, dict) or not {"name", "base"} <= set(data):
-        raise ProgramGone("an exception that is none")
+        raise ProgramGone("malformed exception")
     kind = _known_exception(data)
     try:
         return kind(str(data.get("text", "")))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+INPUT_LIMIT = 64 << 20  # bytes of one frame of programs and tests
 MAX_DEPTH = 100
 MAX_NODES = 200_000
 _JSON_INT_BITS = 53

@@ -1,4 +1,8 @@
-"""What a process does to itself before it runs untrusted code: limits, no privileges, and fewer system calls."""
+"""What a process does to itself before it runs untrusted code: limits, no privileges, and fewer system calls.
+
+The filter of system calls is assembled here: pyseccomp needs the library libseccomp, which PyPI does not have, within
+the jail and on each service's machine.
+"""
 
 from __future__ import annotations
 

@@ -1,36 +1,29 @@
-"""The trusted process inside a sandbox: one fresh process a test, its limits, and what became of it.
+"""The trusted process inside a sandbox: one fresh process per test, its limits, and what became of it.
 
 It never runs the program. A process is forked before the text of the judged test is read, so that no trace of that
 text is in the program's memory, and only the supervisor holds the descriptors that results leave by.
 
-Input (frames, see codec): a header, then one frame a test. Output: one frame for each test, in order.
+Input (frames, see codec): a header, then one frame per test. Output: one frame per test, in order.
 """
 
 from __future__ import annotations
 
-import builtins
-import gc
 import os
 import select
 import signal
-import sys
 import time
 
-from .calls import JudgeSide, ProgramGone, ProgramSide, describe_exception
-from .codec import CodecError, encode, from_frame, to_frame
+from .codec import INPUT_LIMIT, CodecError, from_frame, to_frame
 from .confinement import Limits, adopt_orphans, become_user, confine, hide_memory
+from .work import MESSAGE_ROOM, evaluate, judge, serve_program, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-INPUT_LIMIT = 64 << 20
-_MESSAGE_ROOM = 4096
 _POLL_S = 0.05
 _SCRATCH = "/tmp"
-# Modules that a test may use without importing them.
-_USUAL_MODULES = ("math", "re", "collections", "itertools", "functools", "random", "string", "datetime", "decimal")
 
 
 class _Test:
@@ -91,16 +84,16 @@ class Supervisor:
         mine = [outcome_write, output_write, program_read]
         judge_write = None
         if not judged:
-            run = lambda: _evaluate(program_read, outcome_write, limits)  # noqa: E731
+            run = lambda: evaluate(program_read, outcome_write, limits)  # noqa: E731
             processes = [self._start(run, keep=[program_read, outcome_write], output=output_write, limits=limits)]
         else:
             import socket
 
             judge_end, program_end = (end.detach() for end in socket.socketpair())
             judge_read, judge_write = os.pipe()
-            run = lambda: _serve(program_read, program_end)  # noqa: E731
+            run = lambda: serve_program(program_read, program_end)  # noqa: E731
             processes = [self._start(run, keep=[program_read, program_end], output=output_write, limits=limits)]
-            run = lambda: _judge(judge_read, outcome_write, judge_end)  # noqa: E731
+            run = lambda: judge(judge_read, outcome_write, judge_end)  # noqa: E731
             keep = [judge_read, outcome_write, judge_end]
             processes.append(self._start(run, keep=keep, output=None, limits=limits))
             mine += [judge_read, judge_end, program_end]
@@ -154,7 +147,7 @@ class Supervisor:
                     continue
                 test.received += data
                 try:
-                    found = from_frame(test.received, (limits.output_kb << 10) + _MESSAGE_ROOM)
+                    found = from_frame(test.received, (limits.output_kb << 10) + MESSAGE_ROOM)
                 except CodecError as error:
                     return {"status": "output_limit", "detail": str(error)}
                 if found is not None:
@@ -229,10 +222,8 @@ class Supervisor:
         try:
             frame = to_frame(outcome, INPUT_LIMIT)
         except (CodecError, RecursionError):  # sent by the program, read by a hair, and too deep to be written
-            frame = to_frame(
-                {"status": "error", "detail": "no outcome", "duration": outcome["duration"]}, _MESSAGE_ROOM
-            )
-        _write_all(self.sink, frame)
+            frame = to_frame({"status": "error", "detail": "no outcome", "duration": outcome["duration"]}, MESSAGE_ROOM)
+        write_all(self.sink, frame)
 
 
 def supervise(*, uid: int, isolated: bool) -> None:
@@ -260,120 +251,14 @@ def _can_read_library(uid: int) -> bool:
     return os.waitpid(process, 0)[1] == 0
 
 
-def _serve(job: int, judge: int) -> None:
-    """Load the program and serve the judge's calls."""
-    content = _read_job(job)
-    namespace, error = _load(content["program"], content["paths"])
-    side = ProgramSide(judge, namespace)
-    side.channel.reply({"raised": describe_exception(error)} if error else {"ready": True})
-    side.channel.serve()
-
-
-def _evaluate(job: int, outcome: int, limits: Limits) -> None:
-    """Load the program, evaluate the test's expression and send its value."""
-    content = _read_job(job)
-    namespace, error = _load(content["program"], content["paths"])
-    try:
-        if error is not None:
-            raise error
-        value = eval(compile(content["expression"], "<test>", "eval"), namespace)
-        message = {"value": encode(value, lambda opaque: bool(opaque))}
-        frame = to_frame(message, limits.output_kb << 10)
-    except MemoryError:
-        frame = to_frame({"status": "memory"}, _MESSAGE_ROOM)
-    except CodecError as failure:
-        frame = to_frame({"status": "output_limit", "detail": str(failure)}, _MESSAGE_ROOM)
-    except BaseException as failure:
-        detail = "{name}: {text}".format(**describe_exception(failure))
-        frame = to_frame({"status": "error", "detail": detail}, _MESSAGE_ROOM)
-    _write_all(outcome, frame)
-    os._exit(0)
-
-
-def _load(source: str, paths: list[str]) -> tuple[dict[str, Any], BaseException | None]:
-    """Run the program as a module named `solution`: its names, and what it raised if it did."""
-    sys.path.extend(paths)
-    module = type(sys)("solution")
-    sys.modules["solution"] = module
-    try:
-        exec(compile(source, "<program>", "exec"), module.__dict__)
-    except BaseException as error:
-        return module.__dict__, error
-    return module.__dict__, None
-
-
-def _judge(job: int, outcome: int, program: int) -> None:
-    """Run the statements of a test against the program in the other process, and send the verdict."""
-    content = _read_job(job)
-    sys.path.extend(content["paths"])
-    os.write(outcome, to_frame(_verdict(content["test"], JudgeSide(program)), 1 << 16))
-    os._exit(0)
-
-
-def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
-    try:
-        loaded = side.channel.receive().get("reply", {})
-        if "raised" in loaded:
-            raised = loaded["raised"]
-            status = "memory" if raised.get("name") == "MemoryError" else "error"
-            return {"status": status, "detail": "{name}: {text}".format(**raised)}
-        exec(compile(source, "<test>", "exec"), _names_for(source, side))
-    except AssertionError as error:
-        return {"status": "failed", "detail": str(error)[:500]}
-    except MemoryError:
-        return {"status": "memory"}
-    except ProgramGone as error:
-        return {"status": "error", "detail": str(error)[:500]}
-    except BaseException as error:
-        return {"status": "error", "detail": f"{type(error).__name__}: {error}"[:500]}
-    return {"status": "error", "detail": "the program ended"} if side.channel.broken else {"status": "passed"}
-
-
-def _names_for(source: str, side: JudgeSide) -> dict[str, Any]:
-    """Globals for a test: usual modules, and the program's names where the test has no other meaning for them."""
-    import ast
-
-    names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
-    nodes = list(ast.walk(ast.parse(source)))
-    known = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    known |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))}
-    imports = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]
-    known |= {alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names}
-    known |= {n.arg for n in nodes if isinstance(n, ast.arg)} | set(dir(builtins))
-    for name in sorted({n.id for n in nodes if isinstance(n, ast.Name)} - known):
-        try:
-            names[name] = __import__(name) if name in _USUAL_MODULES else side.name(name)
-        except NameError:
-            continue
-    return names
-
-
 def _give(descriptor: int, job: dict[str, Any]) -> None:
     """Hand a process what it is to run; one that is dead already is found out by its missing outcome."""
     try:
-        _write_all(descriptor, to_frame(job, INPUT_LIMIT))
+        write_all(descriptor, to_frame(job, INPUT_LIMIT))
     except BrokenPipeError:
         pass
     finally:
         os.close(descriptor)
-
-
-def _read_job(descriptor: int) -> Any:
-    data = bytearray()
-    while chunk := os.read(descriptor, 1 << 20):
-        data += chunk
-    os.close(descriptor)
-    found = from_frame(data, INPUT_LIMIT)
-    if found is None:
-        os._exit(1)
-    gc.collect()
-    return found[0]
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _read_exactly(descriptor: int, count: int) -> bytes:

@@ -19,7 +19,7 @@ def server_name(rollout: str, replica_rank: int) -> str:
 
 
 class ServerAdapter(BaseRollout):
-    """Talks to the server of this rank's replica; one rank a replica does the talking."""
+    """Talks to the server of this rank's replica; one rank per replica does the talking."""
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any, replica_rank: int = -1):
         super().__init__(config, model_config, device_mesh)
@@ -58,8 +58,8 @@ class ServerAdapter(BaseRollout):
 
         Args:
             weights: names and tensors: all parameters, or a part of a model with a LoRA adapter.
-            global_steps: the step that the weights are of.
-            wire_format: verl's name of what `weights` holds.
+            global_steps: training step of the weights.
+            wire_format: verl's name for the form of `weights`.
             peft_config: peft's settings of the adapter; None where `weights` are all parameters.
             base_sync_done: with an adapter: `weights` are the adapter's; False: its base's.
 

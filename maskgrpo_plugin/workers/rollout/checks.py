@@ -8,12 +8,12 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from maskgrpo_plugin.config import ImageSettings, SamplerSettings
 from maskgrpo_plugin.diffusion.samplers import SAMPLERS, get_sampler
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.models.families import ImageFamily, build_family
+from maskgrpo_plugin.models.families import ImageFamily, load_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.rollout.model_weights import serves_adapter
@@ -148,16 +148,26 @@ def check_images(config: DictConfig) -> None:
     path = os.path.expanduser(str(config.actor_rollout_ref.model.path))
     if not rows or not os.path.isdir(path):
         return
-    family = _image_family(path, list(rows))
+    _check_modalities(config.actor_rollout_ref.rollout.sampler.name, list(rows))
+    family = _image_family(config.actor_rollout_ref.model, list(rows))
     grid = _image_grid(config, family) if "t2i" in rows else None
     _check_rows(config, family, rows, grid)
 
 
-def _image_family(path: str, modalities: list[str]) -> ImageFamily:
+def _check_modalities(name: str, modalities: list[str]) -> None:
+    """The sampler can be asked for images, and for answers about images, where rows ask for them."""
+    for modality, what in (("t2i", "images"), ("mmu", "answers about images")):
+        served = "t2i" if modality == "t2i" else "text"
+        if modality in modalities and served not in get_sampler(name).modalities:
+            names = [other for other, sampler in SAMPLERS.items() if served in sampler.modalities]
+            raise OptionError(f"{SAMPLER}.name", name, f"for {what}: {', '.join(names)}")
+
+
+def _image_family(model: DictConfig, modalities: list[str]) -> ImageFamily:
     """The checkpoint's family, which has images."""
-    key = "actor_rollout_ref.model.path"
+    key, path = "actor_rollout_ref.model.path", os.path.expanduser(str(model.path))
     try:
-        family = build_family(AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+        family = load_family(model, AutoTokenizer.from_pretrained(path))
     except ValueError as error:
         raise OptionError(key, path, str(error)) from None
     if not isinstance(family, ImageFamily):
@@ -166,11 +176,8 @@ def _image_family(path: str, modalities: list[str]) -> ImageFamily:
 
 
 def _image_grid(config: DictConfig, family: ImageFamily) -> tuple[int, int]:
-    """Rows and columns of image tokens, of a sampler of images and an image tokenizer that fits the checkpoint."""
+    """Rows and columns of image tokens, of an image tokenizer that fits the checkpoint."""
     rollout = config.actor_rollout_ref.rollout
-    if "t2i" not in get_sampler(rollout.sampler.name).modalities:
-        names = [name for name, sampler in SAMPLERS.items() if "t2i" in sampler.modalities]
-        raise OptionError(f"{SAMPLER}.name", rollout.sampler.name, f"for images: {', '.join(names)}")
     image = ImageSettings(**{key: rollout.image[key] for key in rollout.image if key != "_target_"})
     key, path = f"{ROLLOUT}.image.tokenizer_path", image.tokenizer_path
     if not path or not (Path(path).expanduser() / "config.json").is_file():

@@ -6,14 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskgrpo_plugin.contact_sheet import to_bytes
 from maskgrpo_plugin.models.families import ImageFamily
 from maskgrpo_plugin.models.image_tokenizers import load_image_tokenizer
-
-
-def pixels_to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) of about [-1, 1] as (B, H, W, 3) uint8; values outside are clipped."""
-    return to_bytes(pixels).permute(0, 2, 3, 1).contiguous()
+from maskgrpo_plugin.pixels import to_images
 
 
 class ImageDecoder:
@@ -41,4 +36,4 @@ class ImageDecoder:
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> list[np.ndarray]:
         """Image tokens (B, h·w) as B arrays (H, W, 3) uint8."""
         pixels = self.model.decode_code(self.family.image.to_codes(tokens), grid)
-        return list(pixels_to_uint8(pixels).cpu().numpy())
+        return list(to_images(pixels).cpu().numpy())

@@ -52,8 +52,8 @@ class ModelWeights:
 
     Args:
         model: in evaluation mode.
-        loaded: the model has the weights of a checkpoint.
-        outlives_sleep: no sync sends the base again after a sleep.
+        loaded: whether the model has the weights of a checkpoint.
+        outlives_sleep: whether the base is kept during a sleep, since no sync sends it again.
 
     Attributes:
         complete: all weights have come; False from the beginning of a sync to its end, and after one that failed.

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.samplers.base import hide_prompt
-from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
+from maskgrpo_plugin.models.families import Family, ImageFamily
 from maskgrpo_plugin.models.families.base import Messages, Prompt, encode_chat
 from maskgrpo_plugin.models.families.base import pad_left as pad_row
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
@@ -108,7 +107,7 @@ class RequestBuilder:
             messages: the conversation; for an image its last message is the text to draw.
             extra_info: of the row; `modality` is `text` (default), `t2i`, or `mmu` with the image's codes in
                 `image_codes`.
-            response_length: tokens of a text answer.
+            response_length: tokens of a text answer, with those that the family closes it by.
             answer_prefix: the beginning of a text answer, which is given to the model.
 
         Raises:
@@ -148,19 +147,17 @@ class RequestBuilder:
         if modality == "t2i":
             return family.text_to_image(str(messages[-1]["content"]), self.grid)
         codes = [int(code) for code in extra_info["image_codes"]]
-        return family.understanding(codes, messages, response_length, **self.template_kwargs)
+        prompt = family.understanding(codes, messages, response_length, **self.template_kwargs)
+        closing = len(prompt.response_ids) - response_length
+        if closing:
+            prompt = family.understanding(codes, messages, response_length - closing, **self.template_kwargs)
+        return prompt
 
     def _cut(self, ids: list[int]) -> list[int]:
         if self.longest_text is None or len(ids) <= self.longest_text:
             return ids
         logger.warning("a prompt of %d tokens is cut on its left to %d", len(ids), self.longest_text)
         return ids[-self.longest_text :]
-
-
-@lru_cache(maxsize=4)
-def load_family(path: str, tokenizer: Any) -> Family:
-    """The family of the checkpoint at `path` with its tokenizer; kept, since every completion asks for it."""
-    return build_family(AutoConfig.from_pretrained(path), tokenizer)
 
 
 _image_tokenizer_config = lru_cache(maxsize=4)(image_tokenizer_config)

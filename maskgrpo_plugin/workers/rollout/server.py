@@ -117,9 +117,7 @@ class RolloutServer:
         seed = zlib.crc32(str(request_id).encode()) if seed is None else int(seed)
         canvas = None if canvas_ids is None else CanvasRequest(tuple(canvas_ids), tuple(uncond_ids), is_image)
         if canvas is not None and not is_image and len(canvas.canvas_ids) != self.config.response_length:
-            raise ValueError(
-                f"a canvas of {len(canvas.canvas_ids)} tokens: responses have {self.config.response_length}"
-            )
+            raise ValueError(f"canvas_ids holds {len(canvas.canvas_ids)} tokens, not {self.config.response_length}")
         temperature = float(sampling_params.get("temperature", self.config.temperature))
         kind = BatchKind(temperature, len(canvas.canvas_ids) if canvas is not None and is_image else 0)
         output = await self.queue.submit(list(prompt_ids), seed=seed, kind=kind, payload=canvas)

@@ -24,7 +24,7 @@ class Bucket:
         handle: the shared memory's name, or the (function, arguments) that rebuild a CUDA tensor.
         size: bytes of the buffer.
         entries: (name, shape, dtype, offset in bytes) of each tensor.
-        is_last: nothing follows.
+        is_last: whether it is the last of its sync.
         sender: process id of the sender.
     """
 

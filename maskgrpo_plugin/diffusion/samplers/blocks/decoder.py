@@ -88,7 +88,7 @@ class BlockDecoder:
             A number for each row.
 
         Raises:
-            ValueError: not one generator a row, or rows are there that no others can join.
+            ValueError: the number of generators is not that of the rows, or no others can join the rows of the batch.
         """
         if len(generators) != tokens.shape[0]:
             raise ValueError(
@@ -117,7 +117,7 @@ class BlockDecoder:
     def decode_block(self) -> None:
         """Decode the next block of every row that has not ended.
 
-        Within a block, only `parallel` decoding and the packing of fewer rows wait for the device.
+        Within a block, only `parallel` decoding, and packing after rows have left, synchronise with the device.
         """
         places = [n for n, row in enumerate(self.rows) if not row.ended]
         rows = [self.rows[n] for n in places]

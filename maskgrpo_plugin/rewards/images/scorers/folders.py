@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.pixels import to_pixels
 from maskgrpo_plugin.rewards.images.open_clip_model import choose_device
 from maskgrpo_plugin.rewards.images.registry import register_scorer
 from maskgrpo_plugin.rewards.images.sample import ImageSample
@@ -20,11 +19,6 @@ def check_folder(options: Mapping[str, Any]) -> None:
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise OptionError("folder", options.get("folder"), f"give a folder that holds {name}")
-
-
-def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
-    """(B, 3, H, W) float32 in [-1, 1] of B images (H, W, 3) uint8 of one size."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @register_scorer("digits", check=check_folder)

@@ -166,8 +166,10 @@ class RemoteScorer:
 
 
 class ChatScorer(RemoteScorer):
-    """UnifiedReward behind an OpenAI-compatible chat endpoint: one question an image, `Final Score: 1…5` in the answer,
-    divided by 5."""
+    """UnifiedReward behind an OpenAI-compatible chat endpoint: one question per image.
+
+    The answer holds `Final Score: 1…5`, which is divided by 5.
+    """
 
     async def score(self, samples: Sequence[ImageSample]) -> list[float]:
         """The scores, in [0.2, 1]; NaN where the answer has none.

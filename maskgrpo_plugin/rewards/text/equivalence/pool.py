@@ -1,7 +1,10 @@
 """A pool of math-verify processes: started when first needed, killed at the time limit, usable from any thread.
 
 math-verify's own limit is `signal.alarm`, which works in main threads only and does not end long C calls; scorers run
-in threads of Ray workers.
+in threads of Ray workers. With that limit switched off and none in its place, one comparison could hold up a run.
+
+Not pebble's ProcessPool: multiprocessing forks a process full of threads, or imports the program's main module anew
+in each worker, and pebble is LGPL. Here a small script is started, which knows nothing but math-verify.
 """
 
 import atexit

@@ -1,4 +1,8 @@
-"""Scorer of MATH and its like: compares the answer in a completion's last box with the right one."""
+"""Scorer of MATH and its like: compares the answer in a completion's last box with the right one.
+
+The normalisation is not verl's (`math_reward.strip_string`, `prime_math.math_normalize`): those decide equality by the
+spelling that is left, and a fraction that is not in lowest terms, or a decimal for it, must be told apart here.
+"""
 
 import re
 from fractions import Fraction

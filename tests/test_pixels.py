@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgrpo_plugin.contact_sheet import contact_sheet, to_bytes, write_contact_sheet
+from maskgrpo_plugin.pixels import contact_sheet, to_bytes, to_images, to_pixels, write_contact_sheet
 
 
 def test_values_are_clipped_and_rounded():
@@ -51,3 +51,10 @@ def test_other_numbers_are_refused():
         contact_sheet(pixels, ["one"])
     with pytest.raises(ValueError, match="columns=0"):
         contact_sheet(pixels, columns=0)
+
+
+def test_images_become_pixels_and_come_back():
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    pixels = to_pixels(list(images))
+    assert pixels.shape == (3, 3, 4, 5) and pixels.min() >= -1 and pixels.max() <= 1
+    assert np.array_equal(to_images(pixels).numpy(), images)

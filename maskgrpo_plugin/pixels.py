@@ -1,9 +1,10 @@
-"""Contact sheets: many images as one PNG, with captions where there are any."""
+"""Pixels as 8-bit values and as floats in [-1, 1], and contact sheets: many images as one PNG, with captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,16 @@ def to_bytes(pixels: Tensor) -> Tensor:
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def to_images(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] as images (B, H, W, 3) uint8; values outside are clipped."""
+    return to_bytes(pixels).permute(0, 2, 3, 1).contiguous()
+
+
+def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """Pixels (B, 3, H, W) float32 in [-1, 1] of B images (H, W, 3) uint8 of one size."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def contact_sheet(
     pixels: Tensor, captions: Sequence[str] | None = None, *, columns: int = 8, gap: int = 2, scale: int | None = None
 ) -> "Image":
@@ -30,8 +41,8 @@ def contact_sheet(
 
     Args:
         pixels: (B, C, H, W), C being 1 or 3, values in [-1, 1].
-        captions: one an image, written under it and cut at its width; None for none.
-        columns: images a row, at least 1.
+        captions: one per image, written under it and cut at its width; None for none.
+        columns: images per row, at least 1.
         gap: pixels between images.
         scale: how often a pixel is repeated; None: as often as makes an image 64 pixels wide, at least once.
 
@@ -52,7 +63,7 @@ def contact_sheet(
 
     factor = scale or max(1, -(-_SMALLEST_TILE // pixels.shape[3]))
     tiles = F.interpolate(pixels.detach().cpu().float(), scale_factor=float(factor), mode="nearest")
-    tiles = to_bytes(tiles).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    tiles = to_images(tiles.expand(-1, 3, -1, -1))
     count, height, width = tiles.shape[:3]
     step_x, step_y = width + gap, height + gap + (_CAPTION_HEIGHT if captions is not None else 0)
     rows, columns = -(-count // columns), min(columns, count)
