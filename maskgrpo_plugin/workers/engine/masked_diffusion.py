@@ -24,7 +24,15 @@ from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.families import ImageFamily, build_family
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
-from maskgrpo_plugin.workers.engine.passes import Line, make_line, make_units, pad_units, rows_of
+from maskgrpo_plugin.workers.engine.passes import (
+    Line,
+    Units,
+    make_line,
+    make_units,
+    rows_of,
+    scoring_passes,
+    units_per_rank,
+)
 
 
 @EngineRegistry.register(model_type="masked_diffusion", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
@@ -76,8 +84,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         rows = rows_of(data, plan, estimator, self.model_config.hf_config.mask_token_id)
         if not forward_only:
             update = tu.get_non_tensor_data(data, "update", default=0)
-            units, _ = self._units(data, rows, plan, estimator, update)
-            return super().forward_backward_batch(units, loss_function, False)
+            batch, _ = self._units(data, rows, plan, estimator, update)
+            return super().forward_backward_batch(batch, loss_function, False)
         outputs = [
             self._infer(data, rows, plan, estimator, update, loss_function)
             for update in range(estimator.updates if estimator.varies else 1)
@@ -93,36 +101,37 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
 
     def _units(
         self, data: TensorDict, rows: Rows, plan: StepPlan, estimator: Estimator, update: int
-    ) -> tuple[TensorDict, list[int]]:
-        """The units of an update, as many on every rank and a multiple of the micro-batch size, and their rows."""
+    ) -> tuple[TensorDict, Units]:
+        """The batch of an update's units for verl to divide, as many on every rank and a multiple of the micro-batch
+        size; and the units.
+        """
         passes = estimator.passes(rows, seed=plan.seed, step=plan.step, update=update)
-        units, members = make_units(data, rows, passes, estimator, update)
-        width = units["line_lengths"].shape[1]
-        size = 1
+        numbers = self._of_ranks(len(passes), rows.tokens.shape[1], len(rows.tokens), scoring_passes(passes))
+        most, longest, *_ = numbers.amax(0).tolist()
+        split = estimator.separable and most > 1
+        width, size = (1 if split else most), 1
+        changed: dict[str, Any] = {}
         if tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True):
-            budget = max(data["max_token_len_per_gpu"] // width, int(data["input_ids"].offsets().diff().max()))
-            tu.assign_non_tensor(units, max_token_len_per_gpu=budget)
+            changed["max_token_len_per_gpu"] = max(data["max_token_len_per_gpu"] // width, longest)
         else:
-            size = max(data["micro_batch_size_per_gpu"] // width, 1)
-            tu.assign_non_tensor(units, micro_batch_size_per_gpu=size)
-        scoring = int((units["line_scored_count"] > 0).sum())
-        count, sequences = self._over_ranks(len(units), scoring)
-        units = pad_units(units, -(-count // size) * size)
-        if estimator.separable and len(passes) > 1:
-            tu.assign_non_tensor(units, global_batch_size=sequences)
-        tu.assign_non_tensor(
-            units, guidance_scale=plan.cfg_scale, loss_weight=estimator.loss_weight(update), estimation=plan.to_plain()
-        )
-        return units, members
+            changed["micro_batch_size_per_gpu"] = size = max(data["micro_batch_size_per_gpu"] // width, 1)
+        if split:
+            changed["global_batch_size"] = int(numbers[:, 3].sum())
+        count = units_per_rank(numbers[:, 3 if split else 2].tolist(), size)
+        units = make_units(data, rows, passes, estimator, update, split=split, count=count)
+        batch = units.to_batch()
+        tu.assign_non_tensor(batch, units=units, plan=plan, loss_weight=estimator.loss_weight(update), **changed)
+        return batch, units
 
-    def _over_ranks(self, most: int, total: int) -> tuple[int, int]:
-        """The largest `most` and the sum of `total` over the data-parallel ranks."""
-        group = self.get_data_parallel_group()
-        numbers = torch.tensor([most, total], device=get_device_id())
-        torch.distributed.all_reduce(numbers[:1], op=torch.distributed.ReduceOp.MAX, group=group)
-        torch.distributed.all_reduce(numbers[1:], op=torch.distributed.ReduceOp.SUM, group=group)
-        largest, added = numbers.tolist()
-        return largest, added
+    def _of_ranks(self, *numbers: int) -> Tensor:
+        """Whole numbers of every data-parallel rank, (ranks, numbers), on the host."""
+        world = self.get_data_parallel_size()
+        own = torch.tensor(numbers, device=get_device_id())
+        if world == 1:
+            return own.unsqueeze(0)
+        gathered = [torch.empty_like(own) for _ in range(world)]
+        torch.distributed.all_gather(gathered, own, group=self.get_data_parallel_group())
+        return torch.stack(gathered).cpu()
 
     def _infer(
         self,
@@ -134,15 +143,14 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         loss_function: Callable | None,
     ) -> dict[str, Any]:
         """One update without gradients; the units' values are added up to those of their rows, (Σ j,) by name."""
-        units, members = self._units(data, rows, plan, estimator, update)
-        output = super().forward_backward_batch(units, loss_function, True)
-        row_index = torch.tensor(members)
-        inside = rows.attended[row_index]
+        batch, units = self._units(data, rows, plan, estimator, update)
+        output = super().forward_backward_batch(batch, loss_function, True)
+        inside = rows.attended[units.row]
         model_output = {}
         for name, values in output["model_output"].items():
             by_unit = torch.zeros(inside.shape, dtype=values.dtype)
-            by_unit[inside] = values.values()[: int(inside.sum())].cpu()
-            by_row = torch.zeros(rows.tokens.shape, dtype=values.dtype).index_add_(0, row_index, by_unit)
+            by_unit[inside] = values.values().cpu()
+            by_row = torch.zeros(rows.tokens.shape, dtype=values.dtype).index_add_(0, units.row, by_unit)
             model_output[name] = by_row[rows.attended]
         output["model_output"] = model_output
         return output
@@ -155,32 +163,30 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         Returns:
             The loss scaled by the update's weight, and verl's per-micro-batch output dict.
         """
-        plan = StepPlan.from_plain(tu.get_non_tensor_data(micro_batch, "estimation", default=None))
-        line = make_line(micro_batch, guided=plan.cfg_scale > 0)
+        units, plan, chosen = (tu.get(micro_batch, key) for key in ("units", "plan", "unit"))
+        line = make_line(units, chosen, guided=plan.cfg_scale > 0)
+        with_entropy = tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False)
         uses_float32 = self._autocast_dtype == torch.float32
         autocast = nullcontext() if uses_float32 else torch.autocast(get_device_name(), dtype=self._autocast_dtype)
         with autocast:
-            model_output = self._estimate(line, micro_batch, plan)
+            model_output = self._estimate(line, plan, with_entropy=with_entropy)
             if forward_only:
                 nothing = torch.zeros((), device=get_device_id())
                 return nothing, {"model_output": model_output, "loss": 0.0, "metrics": {}}
             assert loss_function is not None
-            share = line.scored.sum() / (micro_batch["maskable"].sum() * line.shape[1]).clamp(min=1)
-            micro_batch = micro_batch.to(get_device_id())
-            if "old_log_probs" not in micro_batch.keys():
+            data = micro_batch.exclude("units", "plan").update(units.fields(chosen)).to(get_device_id())
+            if "old_log_probs" not in data.keys():
                 own = model_output["log_probs"].detach()
-                micro_batch["old_log_probs"] = response_from_nested(own, micro_batch["response_mask"])
-            loss, metrics = loss_function(
-                model_output=model_output, data=micro_batch, dp_group=self.get_data_parallel_group()
-            )
+                data["old_log_probs"] = response_from_nested(own, data["response_mask"])
+            loss, metrics = loss_function(model_output=model_output, data=data, dp_group=self.get_data_parallel_group())
             loss = loss * tu.get_non_tensor_data(micro_batch, "loss_weight", default=1.0)
+            share = line.scored.sum() / (units.maskable[units.row[chosen]].sum() * units.width).clamp(min=1)
             metrics["masked_share"] = Metric(value=share.item(), aggregation=AggregationType.MEAN)
         return loss, {"model_output": detach_tree(model_output), "loss": loss.detach().item(), "metrics": metrics}
 
-    def _estimate(self, line: Line, micro_batch: TensorDict, plan: StepPlan) -> dict[str, Tensor]:
+    def _estimate(self, line: Line, plan: StepPlan, *, with_entropy: bool) -> dict[str, Tensor]:
         """Estimates ℓ̂ (and entropies, where asked for) as jagged (U, j), each one position before its token."""
         device = get_device_id()
-        with_entropy = tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False)
         output = self.module(
             input_ids=line.ids.to(device).unsqueeze(0),
             packing=Packing.from_lengths(line.lengths, device),
@@ -195,9 +201,9 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
 
         def in_place(values: Tensor) -> Tensor:
             """(N,) -> (U, passes, L), 0 where nothing is scored."""
-            return values.new_zeros(scored.numel()).index_copy(0, index, values).view(line.shape)
+            return values.new_zeros(scored.numel()).index_copy(0, index, values).view(scored.shape)
 
-        passes = [Pass(scored[:, n], scored[:, n], weight[:, n]) for n in range(line.shape[1])]
+        passes = [Pass(scored[:, n], scored[:, n], weight[:, n]) for n in range(scored.shape[1])]
         folded = {"log_probs": plan.build().fold(passes, list(in_place(output.log_probs).unbind(1)))}
         if with_entropy:
             folded["entropy"] = in_place(output.entropy).sum(1) / scored.sum(1).clamp(min=1)

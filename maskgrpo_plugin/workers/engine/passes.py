@@ -1,7 +1,8 @@
 """From a jagged batch of verl to the forward passes of an estimator, and back.
 
-A *unit* is what a micro-batch may hold by itself: one pass of a completion where the estimator is separable, else all
-passes of a completion. Units are built on the host, so that every length and index is known without asking the device.
+A *unit* is what a micro-batch may hold by itself: one pass of a completion where the estimator is separable and has
+several, else all passes of a completion. verl divides numbers of units into micro-batches; what the units hold stays on
+the host until a micro-batch gathers its own, so that every length and index is known without asking the device.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from torch import Tensor
-from verl.utils import tensordict_utils as tu
+from torch.nn.functional import pad
 
 from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan
@@ -29,93 +30,163 @@ def rows_of(data: TensorDict, plan: StepPlan, estimator: Estimator, mask_token_i
         estimator: the plan's estimator.
         mask_token_id: id of the mask token.
     """
-    tokens = data["input_ids"].to_padded_tensor(padding=0)
-    column = torch.arange(tokens.shape[1])
-    attended = column < data["input_ids"].offsets().diff().unsqueeze(1)
-    prompt = column < data["prompts"].offsets().diff().unsqueeze(1)
+    attended = _inside(data["input_ids"])
+    prompt = _inside(data["prompts"], attended.shape[1])
     written = attended & ~prompt
-
-    def place(values: Tensor, padding: Any) -> Tensor:
-        canvas = torch.full(tokens.shape, padding, dtype=values.dtype)
-        canvas[written] = values
-        return canvas
-
     return Rows(
-        tokens=tokens,
-        response=place(data["response_mask"].values().bool(), False),
-        prompt=prompt & attended,
+        tokens=_place(data["input_ids"], attended, 0),
+        response=_place(data["response_mask"].bool(), written, False),
+        prompt=prompt,
         attended=attended,
         keys=data["mask_key"],
         mask_token_id=mask_token_id,
         stop_token_ids=plan.stop_token_ids,
-        **{name: place(data[name].values(), -1) for name in estimator.requires},
+        **{name: _place(data[name], written, -1) for name in estimator.requires},
     )
 
 
+@dataclass(frozen=True)
+class Units:
+    """The passes of a batch at one update, on the host, and how they are divided into units.
+
+    Two completions with two passes each, the second of which scores nothing in its second pass, split and filled up to
+    four units: row [0, 0, 1, 0], number [0, 1, 0, 0], scoring 3.
+
+    Attributes:
+        data: the jagged batch, with the old and reference log-probabilities of this update.
+        rows: its B completions.
+        attended: (B, L) bool, what the passes' lines hold.
+        maskable: (B,) tokens that might have been masked.
+        counted: (B, L) bool, tokens that the loss counts.
+        noisy, scored, weight: (B, N, L) of the N passes.
+        row: (U,) int64, each unit's completion.
+        number: (U,) int64, each unit's pass; None where a unit is all N passes of its completion.
+        scoring: number of units at the beginning that are real; those after them score nothing.
+        separable: the estimator's.
+    """
+
+    data: TensorDict
+    rows: Rows
+    attended: Tensor
+    maskable: Tensor
+    counted: Tensor
+    noisy: Tensor
+    scored: Tensor
+    weight: Tensor
+    row: Tensor
+    number: Tensor | None
+    scoring: int
+    separable: bool
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def width(self) -> int:
+        """Passes per unit."""
+        return self.noisy.shape[1] if self.number is None else 1
+
+    def of(self, passes: Tensor, chosen: Tensor) -> Tensor:
+        """Values (B, N, L) of the passes, of the chosen units (u,) alone; (u, passes, L)."""
+        row = self.row[chosen]
+        return passes[row] if self.number is None else passes[row, self.number[chosen]].unsqueeze(1)
+
+    def scored_of(self, chosen: Tensor) -> Tensor:
+        """(u, passes, L) bool, whose log-probability is asked for."""
+        return self.of(self.scored, chosen) & (chosen < self.scoring).view(-1, 1, 1)
+
+    def counted_of(self, chosen: Tensor) -> Tensor:
+        """(u, L) bool, the tokens that the loss counts in each of the chosen units."""
+        counted = self.counted[self.row[chosen]] & (chosen < self.scoring).unsqueeze(1)
+        return counted & self.scored_of(chosen)[:, 0] if self.separable else counted
+
+    def to_batch(self) -> TensorDict:
+        """The batch that verl divides into micro-batches: `unit` (U,) the units' numbers, `input_ids` and
+        `attention_mask` (U, L), whose lengths its token budgets count, and `loss_mask` (U, L), whose sum it takes.
+        """
+        every = torch.arange(len(self))
+        tensors = {
+            "unit": every,
+            "input_ids": self.rows.tokens[self.row],
+            "attention_mask": self.attended[self.row],
+            "loss_mask": self.counted_of(every),
+        }
+        settings = {key: NonTensorData(value.data) for key, value in self.data.items() if _is_setting(value)}
+        return TensorDict({**tensors, **settings}, batch_size=len(self))
+
+    def fields(self, chosen: Tensor) -> dict[str, Any]:
+        """verl's jagged fields of the chosen units' completions; `loss_mask` and `response_mask` (u, r) are the tokens
+        that the loss counts.
+        """
+        row = self.row[chosen]
+        found = {
+            key: take_rows(value, row) if getattr(value, "is_nested", False) else value[row]
+            for key, value in self.data.items()
+            if not _is_setting(value)
+        }
+        written = (self.rows.attended & ~self.rows.prompt)[row]
+        in_loss = _jagged(self.counted_of(chosen)[written], written.sum(-1))
+        return found | {"loss_mask": in_loss, "response_mask": in_loss}
+
+
+def scoring_passes(passes: Sequence[Pass]) -> int:
+    """How many pairs of a completion and a pass score a token."""
+    return sum(int(p.scored.any(-1).sum()) for p in passes)
+
+
+def units_per_rank(units: Sequence[int], size: int) -> int:
+    """How many units every rank takes, so that all run as many micro-batches of `size` units; `units` (ranks,) are what
+    they have: of [5, 2] by 4 it is 8.
+    """
+    return -(-max(*units, 1) // size) * size
+
+
 def make_units(
-    data: TensorDict, rows: Rows, passes: Sequence[Pass], estimator: Estimator, update: int
-) -> tuple[TensorDict, list[int]]:
-    """Expand a batch to the units of its passes.
+    data: TensorDict,
+    rows: Rows,
+    passes: Sequence[Pass],
+    estimator: Estimator,
+    update: int,
+    *,
+    split: bool = False,
+    count: int = 1,
+) -> Units:
+    """Divide the passes of a batch into units.
 
     Args:
         data: the jagged batch of `rows`; old and reference log-probabilities as (B, r, updates).
         rows, passes: of one update.
         estimator: that made the passes.
         update: index of the inner update.
-
-    Returns:
-        The units as a jagged batch, and the row of each. Beside verl's fields a unit has `line_ids`, `line_targets`
-        and `line_scored` (jagged; its passes one after another, without what is not attended to), `line_lengths`
-        (U, passes), `line_scored_count` (U,), `scored` and `weight` (jagged, passes · j), `maskable` (U,) tokens, and
-        `loss_mask`, `response_mask` (jagged, r) of the tokens that its loss counts. Passes that score nothing of a row
-        make no unit where the estimator is separable and there are several.
+        split: one unit per pass of a completion, without those that score nothing; else one per completion.
+        count: number of units to fill up to, with copies of the shortest that score nothing.
     """
     noisy, scored, weight = (
         torch.stack([getattr(p, name) for p in passes], dim=1) for name in ("noisy", "scored", "weight")
     )
-    if estimator.separable and len(passes) > 1:
-        row_index, number = scored.any(-1).nonzero(as_tuple=True)
-        if not len(row_index):
-            row_index = number = torch.zeros(1, dtype=torch.int64)
-        noisy, scored, weight = (part[row_index, number].unsqueeze(1) for part in (noisy, scored, weight))
-    else:
-        row_index = torch.arange(len(rows.tokens))
-    units = tu.index_select_tensor_dict(_at_update(data, update).exclude("mask_key", *estimator.requires), row_index)
-    kept, whole = (
-        part[row_index].unsqueeze(1).expand(scored.shape) for part in (estimator.attended(rows), rows.attended)
+    number = None
+    row = torch.arange(len(rows.tokens))
+    if split:
+        row, number = scored.any(-1).nonzero(as_tuple=True)
+    scoring, attended = len(row), estimator.attended(rows)
+    if (missing := count - scoring) > 0:
+        row = torch.cat([row, rows.attended.sum(-1).argmin().expand(missing)])
+        number = None if number is None else pad(number, (0, missing))
+    kept = _at_update(data, update).exclude("mask_key", *estimator.requires)
+    return Units(
+        data=kept,
+        rows=rows,
+        attended=attended,
+        maskable=estimator.maskable(rows).sum(-1),
+        counted=estimator.counted(rows, passes),
+        noisy=noisy,
+        scored=scored,
+        weight=weight,
+        row=row,
+        number=number,
+        scoring=scoring,
+        separable=estimator.separable,
     )
-    units["line_ids"] = _jagged(noisy, kept)
-    units["line_targets"] = _jagged(rows.tokens[row_index].unsqueeze(1).expand(scored.shape), kept)
-    units["line_scored"] = _jagged(scored, kept)
-    units["line_lengths"] = kept.sum(-1)
-    units["line_scored_count"] = scored.sum((1, 2))
-    units["scored"] = _jagged(scored, whole)
-    units["weight"] = _jagged(weight, whole)
-    units["maskable"] = estimator.maskable(rows)[row_index].sum(-1)
-    counted = estimator.counted(rows, passes)[row_index]
-    if estimator.separable:
-        counted = counted & scored[:, 0]
-    written = (rows.attended & ~rows.prompt)[row_index]
-    in_loss = torch.nested.nested_tensor_from_jagged(counted[written], units["responses"].offsets())
-    units["loss_mask"] = units["response_mask"] = in_loss
-    if UNCOND_IDS in units.keys():
-        _add_uncond(units, noisy, scored, kept, rows.prompt[row_index])
-    return units, row_index.tolist()
-
-
-def pad_units(units: TensorDict, count: int) -> TensorDict:
-    """Fill up to `count` units with copies of the shortest one that score nothing, so that all ranks have as many."""
-    missing = count - len(units)
-    if missing <= 0:
-        return units
-    shortest = int(units["input_ids"].offsets().diff().argmin())
-    padded = tu.index_select_tensor_dict(units, torch.tensor([*range(len(units)), *[shortest] * missing]))
-    for name in ("line_scored", "scored", "loss_mask", "response_mask", "uncond_scored"):
-        if name in padded.keys():
-            values, offsets = padded[name].values().clone(), padded[name].offsets()
-            values[offsets[len(units)] :] = False
-            padded[name] = torch.nested.nested_tensor_from_jagged(values, offsets)
-    return padded
 
 
 @dataclass(frozen=True)
@@ -128,8 +199,7 @@ class Line:
         places: (N,) places of the scored tokens in the line; with guidance 2N, in the same order.
         targets: (N,) their true tokens.
         index: (N,) where each lies in (U, passes, L).
-        shape: U units, passes per unit, L positions of the longest.
-        scored, weight: (U, passes, L).
+        scored, weight: (U, passes, L), L positions of the longest unit.
         packed: (Σ j,) index into (U, L) of the units' tokens without padding.
         offsets: (U + 1,) of the units in `packed`.
     """
@@ -139,44 +209,77 @@ class Line:
     places: Tensor
     targets: Tensor
     index: Tensor
-    shape: tuple[int, int, int]
     scored: Tensor
     weight: Tensor
     packed: Tensor
     offsets: Tensor
 
 
-def make_line(units: TensorDict, *, guided: bool) -> Line:
-    """Lay the passes of a micro-batch of units one after another."""
-    ids, line_scored = units["line_ids"].values(), units["line_scored"].values()
-    places = line_scored.nonzero().squeeze(-1)
-    lengths = units["line_lengths"].flatten().tolist()
-    targets = units["line_targets"].values()[places]
-    if guided:
-        uncond = units["uncond_scored"].values().nonzero().squeeze(-1) + ids.numel()
-        ids = torch.cat([ids, units["uncond_line_ids"].values()])
-        places = torch.cat([places, uncond])
-        lengths = lengths + units["uncond_lengths"].flatten().tolist()
-    offsets = units["input_ids"].offsets()
-    own = offsets.diff()
-    passes = units["line_lengths"].shape[1]
+def make_line(units: Units, chosen: Tensor, *, guided: bool) -> Line:
+    """Lay the passes of the chosen units (u,) one after another.
+
+    Args:
+        units: of the batch.
+        chosen: numbers of the micro-batch's units.
+        guided: whether each pass has a second line, with the prompt `uncond_ids` in place of its own.
+    """
+    row = units.row[chosen]
+    inside = units.rows.attended[row]
+    own = inside.sum(-1)
     longest = int(own.max())
-    inside = torch.arange(longest) < own.unsqueeze(1)
-    every = inside.unsqueeze(1).expand(-1, passes, -1)
-    scored, weight = (torch.zeros(every.shape, dtype=units[name].dtype) for name in ("scored", "weight"))
-    scored[every], weight[every] = units["scored"].values(), units["weight"].values()
+    inside, kept = inside[:, :longest], units.attended[row, :longest]
+    noisy, weight, scored = (
+        part[..., :longest]
+        for part in (units.of(units.noisy, chosen), units.of(units.weight, chosen), units.scored_of(chosen))
+    )
+    kept = kept.unsqueeze(1).expand(scored.shape)
+    ids, lengths, places = noisy[kept], kept.sum(-1), scored[kept].nonzero().squeeze(-1)
+    if guided:
+        uncond_ids, uncond_scored, uncond_lengths = _uncond_line(units, row, noisy, scored, kept)
+        places = torch.cat([places, uncond_scored.nonzero().squeeze(-1) + len(ids)])
+        ids, lengths = torch.cat([ids, uncond_ids]), torch.cat([lengths, uncond_lengths])
     return Line(
         ids=ids,
-        lengths=lengths,
+        lengths=lengths.flatten().tolist(),
         places=places,
-        targets=targets,
+        targets=units.rows.tokens[row, :longest].unsqueeze(1).expand(scored.shape)[scored],
         index=scored.flatten().nonzero().squeeze(-1),
-        shape=(len(units), passes, longest),
         scored=scored,
         weight=weight,
         packed=inside.flatten().nonzero().squeeze(-1),
-        offsets=offsets,
+        offsets=pad(own.cumsum(0), (1, 0)),
     )
+
+
+def take_rows(jagged: Any, row: Tensor) -> Tensor:
+    """Rows (u,) of a jagged tensor (B, j, …): of [[5], [6, 7]] the rows [1, 0, 1] are [[6, 7], [5], [6, 7]]."""
+    lengths = jagged.offsets().diff()[row]
+    shift = jagged.offsets()[row] - (lengths.cumsum(0) - lengths)
+    places = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+    return _jagged(jagged.values()[places], lengths)
+
+
+def _jagged(values: Tensor, lengths: Tensor) -> Tensor:
+    """A jagged tensor that knows its longest row: torch pads others to the number of all their values."""
+    offsets = pad(lengths.cumsum(0), (1, 0))
+    return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=int(lengths.max()))
+
+
+def _inside(jagged: Any, width: int | None = None) -> Tensor:
+    """(B, L) bool, true at the columns of each row of (B, j); L is the longest row's, or `width`."""
+    lengths = jagged.offsets().diff()
+    return torch.arange(int(lengths.max()) if width is None else width) < lengths.unsqueeze(1)
+
+
+def _place(jagged: Any, where: Tensor, padding: Any) -> Tensor:
+    """The values of (B, j) at the places `where` (B, L) bool, row by row, and `padding` elsewhere."""
+    values = jagged.values()
+    return torch.full(where.shape, padding, dtype=values.dtype).masked_scatter_(where, values)
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a field of a batch is one value for all rows, and no tensor."""
+    return isinstance(value, NonTensorData)
 
 
 def _at_update(data: TensorDict, update: int) -> TensorDict:
@@ -190,21 +293,14 @@ def _at_update(data: TensorDict, update: int) -> TensorDict:
     return data
 
 
-def _jagged(padded: Tensor, kept: Tensor) -> Tensor:
-    """The kept entries of (U, passes, L) as jagged (U, ·)."""
-    offsets = torch.nn.functional.pad(kept.sum((1, 2)).cumsum(0), (1, 0))
-    return torch.nested.nested_tensor_from_jagged(padded[kept], offsets)
-
-
-def _add_uncond(units: TensorDict, noisy: Tensor, scored: Tensor, kept: Tensor, prompt: Tensor) -> None:
-    """Add each pass's line with the prompt of `uncond_ids` in place of its own, and the places that it scores."""
-    uncond = units[UNCOND_IDS].to_padded_tensor(padding=0)
-    own = units[UNCOND_IDS].offsets().diff()
-    passes = noisy.shape[1]
-    heads = (torch.arange(uncond.shape[1]) < own.unsqueeze(1)).unsqueeze(1).expand(-1, passes, -1)
-    bodies = kept & ~prompt.unsqueeze(1)
+def _uncond_line(
+    units: Units, row: Tensor, noisy: Tensor, scored: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each pass with the prompt of `uncond_ids` in place of its own: tokens (T,), whether scored (T,), and lengths."""
+    prompts = take_rows(units.data[UNCOND_IDS], row)
+    inside = _inside(prompts)
+    uncond, heads = (part.unsqueeze(1).expand(-1, noisy.shape[1], -1) for part in (_place(prompts, inside, 0), inside))
+    bodies = kept & ~units.rows.prompt[row, : kept.shape[-1]].unsqueeze(1)
     keep = torch.cat([heads, bodies], dim=-1)
-    ids = torch.cat([uncond.unsqueeze(1).expand(-1, passes, -1), noisy], dim=-1)
-    units["uncond_line_ids"] = _jagged(ids, keep)
-    units["uncond_scored"] = _jagged(torch.cat([torch.zeros_like(heads), scored], dim=-1), keep)
-    units["uncond_lengths"] = keep.sum(-1)
+    ids = torch.cat([uncond, noisy], dim=-1)
+    return ids[keep], torch.cat([torch.zeros_like(heads), scored], dim=-1)[keep], keep.sum(-1)
