@@ -142,8 +142,8 @@ class Estimator(ABC):
         """The estimate ℓ̂ of each token: Σ weight · log_prob over the passes.
 
         Args:
-            passes: as `passes` gave them, or some of them where the estimator is separable; `noisy` is not read here, and
-                an engine that no longer holds the canvases may put anything in its place.
+            passes: as `passes` gave them, or some of them where the estimator is separable. `noisy` is not read, so
+                that an engine that no longer holds the canvases may put anything in its place.
             log_probs: for each pass (B, L), log-probabilities where it scores, anything elsewhere.
 
         Returns:

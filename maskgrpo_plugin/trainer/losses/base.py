@@ -9,9 +9,31 @@ MAX_LOG_RATIO = 20.0
 
 
 def clip_range(config: Any) -> tuple[float, float]:
+    """How far a ratio may go below and above 1: `clip_ratio_low` and `clip_ratio_high`, or `clip_ratio` for either."""
     low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
     high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
     return low, high
+
+
+def clipped_losses(
+    old_log_prob: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor, config: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """−min(ρA, clip(ρ, 1−ε, 1+ε)A) of every token, with ρ = exp(ℓ̂_θ − ℓ̂_old).
+
+    Args:
+        old_log_prob, log_prob: (B, L) estimates ℓ̂_old and ℓ̂_θ at the same masks.
+        advantages: (B, L).
+        config: actor config with `clip_ratio`, `clip_ratio_low`, `clip_ratio_high`.
+
+    Returns:
+        (B, L) losses, log ratios, and whether the clip acts.
+    """
+    low, high = clip_range(config)
+    log_ratio = torch.clamp(log_prob - old_log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
+    return torch.maximum(unclipped, clipped), log_ratio, (clipped > unclipped).detach()
 
 
 def ratio_metrics(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 
-from maskgrpo_plugin.trainer.losses.base import MAX_LOG_RATIO, clip_range, ratio_metrics
+from maskgrpo_plugin.trainer.losses.base import clipped_losses, ratio_metrics
 
 
 @register_policy_loss("maskgrpo")
@@ -33,15 +33,8 @@ def maskgrpo_loss(
     Returns:
         The scalar loss and a dict of floats.
     """
-    low, high = clip_range(config)
-    log_ratio = torch.clamp(log_prob - old_log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
-    losses = torch.maximum(unclipped, clipped)
+    losses, log_ratio, was_clipped = clipped_losses(old_log_prob, log_prob, advantages, config)
     if rollout_is_weights is not None:
         losses = losses * rollout_is_weights
     loss = agg_loss(losses, response_mask, loss_agg_mode, **config.global_batch_info)
-    return loss, ratio_metrics(
-        log_prob.detach(), log_ratio.detach(), clipped.detach() > unclipped.detach(), response_mask
-    )
+    return loss, ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)

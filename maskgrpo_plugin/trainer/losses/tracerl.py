@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 
-from maskgrpo_plugin.trainer.losses.base import MAX_LOG_RATIO, clip_range, ratio_metrics
+from maskgrpo_plugin.trainer.losses.base import clipped_losses, ratio_metrics
 
 
 @register_policy_loss("tracerl")
@@ -38,16 +38,11 @@ def tracerl_loss(
     Returns:
         The scalar loss and a dict of floats.
     """
-    low, high = clip_range(config)
-    log_ratio = torch.clamp(log_prob - old_log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
-    losses = torch.maximum(unclipped, clipped)
+    losses, log_ratio, was_clipped = clipped_losses(old_log_prob, log_prob, advantages, config)
     if rollout_is_weights is not None:
         losses = losses * rollout_is_weights
     divergence = torch.exp(-log_ratio) + log_ratio - 1
     policy = agg_loss(losses, response_mask, "seq-mean-token-mean", **config.global_batch_info)
     kl = agg_loss(divergence, response_mask, "seq-mean-token-sum", **config.global_batch_info)
-    metrics = ratio_metrics(log_prob.detach(), log_ratio.detach(), clipped.detach() > unclipped.detach(), response_mask)
+    metrics = ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)
     return policy + config.kl_loss_coef * kl, metrics | {"actor/kl_to_old": kl.detach().item()}
