@@ -62,7 +62,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     how.add_argument("--sampler", help=f"{', '.join(SAMPLERS)}; default: semi_autoregressive, for images emerge")
     how.add_argument("--temperature", type=_not_negative, default=0.0)
-    for name, text in flags().items():
+    for name, text in sampler_flags().items():
         how.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
     how.add_argument("--samples", type=positive, default=1, help="generations per prompt")
     how.add_argument(
@@ -131,7 +131,7 @@ def sampler_settings(options: argparse.Namespace, length: int, steps: int | None
                 raise OptionError("--set", override, "allowed: rollout.sampler.name, rollout.sampler.options.<option>")
             values |= {str(key): value for key, value in part.items() if key != "options"}
             values["options"] |= part.get("options", {})
-    flags = {name: _value(text) for name, text in vars(options).items() if name in flags() and text is not None}
+    flags = {name: _value(text) for name, text in vars(options).items() if name in sampler_flags() and text is not None}
     defaults = {"steps": steps, "block_length": None if images else min(DEFAULT_BLOCK, length)}
     known = option_names(values["name"]) if values["name"] in SAMPLERS else ()
     defaults = {name: value for name, value in defaults.items() if name in known and value is not None}
@@ -155,7 +155,7 @@ def check_sampler(settings: "SamplerSettings", length: int, temperature: float, 
     return sampler
 
 
-def flags() -> Mapping[str, str]:
+def sampler_flags() -> Mapping[str, str]:
     """The samplers' options that have a flag of their name, all but `steps`, each with its help."""
     owners: dict[str, list[str]] = {}
     for name in SAMPLERS:
