@@ -31,7 +31,7 @@ def test_a_step_may_miss_a_share_of_its_completions_and_no_more():
 
 def test_the_largest_share_is_checked():
     assert MaskGRPOAlgoConfig(max_lost_share=1).max_lost_share == 1
-    with pytest.raises(OptionError, match="algorithm.max_lost_share"):
+    with pytest.raises(OptionError, match=r"algorithm\.max_lost_share"):
         MaskGRPOAlgoConfig(max_lost_share=1.5)
 
 

@@ -72,13 +72,13 @@ def test_everything_that_the_server_says_arrives_also_after_aborts(monkeypatch):
 def test_another_server_answers_for_one_that_died():
     dead, alive = Server(ActorDiedError()), Server(whole())
     for _ in range(4):  # the balancer draws one at random
-        output, balancer = ask({"dead": dead, "alive": alive})
+        output, _ = ask({"dead": dead, "alive": alive})
         assert output.token_ids == [5, 6]
     assert len(alive.asked) == 4
 
 
 def test_where_all_died_the_error_names_them():
-    with pytest.raises(RuntimeError, match="every rollout server died: (one, two|two, one)"):
+    with pytest.raises(RuntimeError, match=r"every rollout server died: (one, two|two, one)"):
         ask({"one": Server(ActorDiedError()), "two": Server(ActorDiedError())})
 
 
