@@ -3,9 +3,12 @@
 import logging
 from typing import Any
 
+import ray
 import torch
 import transfer_queue as tq
 from omegaconf import open_dict
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
@@ -47,10 +50,27 @@ class AccountedTrainer(PPOTrainer):
         super()._setup()
         with open_dict(self.config):
             self.config.reward.num_workers = count
-        self.reward_loop_manager.reward_loop_workers_class = _Restarting(
-            self.reward_loop_manager.reward_loop_workers_class, REWARD_WORKER_RESTARTS
+        manager = self.reward_loop_manager
+        self.reward_config = ray.put(manager.config)
+        manager.reward_loop_workers = start_reward_workers(
+            manager.reward_loop_workers_class, count, self.reward_config, manager.reward_router_address
         )
-        self.reward_loop_manager._init_reward_loop_workers()
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """verl's training loop; where a process of the run dies that is not restarted, it ends with the actor's name.
+
+        Raises:
+            RuntimeError: such a process died.
+        """
+        try:
+            super().fit(agent_loop_manager)
+        except RayActorError as error:
+            said = [line.strip() for line in str(error).splitlines()]
+            names = [line for line in said if line.startswith(("class_name:", "name:"))]
+            raise RuntimeError(
+                f"a Ray actor of the run died at step {self.global_steps} ({', '.join(names) or said[-1]}); start the "
+                f"run again to resume from the last checkpoint in {self.config.trainer.default_local_dir}"
+            ) from error
 
     def get_llm_client(self) -> Any:
         """The client of the plugin's servers; verl's for others."""
@@ -152,12 +172,22 @@ class AccountedTrainer(PPOTrainer):
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
 
 
-class _Restarting:
-    """A Ray actor class whose actors Ray restarts, for code that calls `options` itself."""
+def start_reward_workers(actor_class: Any, count: int, config: Any, router_address: str | None) -> list[Any]:
+    """Reward workers as verl starts them, in turn over the nodes, which Ray restarts when they die.
 
-    def __init__(self, actor_class: Any, restarts: int):
-        self._actor_class, self._restarts = actor_class, restarts
-
-    def options(self, **options: Any) -> Any:
-        """The actor class with these options and restarts."""
-        return self._actor_class.options(max_restarts=self._restarts, **options)
+    Args:
+        actor_class: verl's.
+        count: how many.
+        config: Ray's reference to the whole config, to be kept as long as the workers: Ray drops arguments that nobody
+            holds, and a restart needs them again.
+        router_address: of a reward model.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    return [
+        actor_class.options(
+            name=f"reward_loop_worker_{n}",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=nodes[n % len(nodes)], soft=True),
+            max_restarts=REWARD_WORKER_RESTARTS,
+        ).remote(config, router_address)
+        for n in range(count)
+    ]

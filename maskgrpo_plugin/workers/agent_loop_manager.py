@@ -5,6 +5,7 @@ Named in the configs as `actor_rollout_ref.rollout.agent.agent_loop_manager_clas
 
 import asyncio
 import logging
+import time
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -92,9 +93,11 @@ class AccountingWorker(_Worker):
         """Score by some reward worker; one that dies meanwhile is restarted by Ray or, at last, asked no more.
 
         Raises:
+            RayActorError: the workers died at each attempt.
             RuntimeError: no reward worker is left.
         """
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt, deadline = 1, time.monotonic() + RESTART_S
+        while True:
             if self.reward_loop_worker_handles is not None and not self.reward_loop_worker_handles:
                 raise RuntimeError("every reward worker (reward.num_workers) died more often than Ray restarts it")
             try:
@@ -102,10 +105,12 @@ class AccountingWorker(_Worker):
             except RayActorError as error:
                 if isinstance(error, ActorDiedError):
                     self._forget(error.actor_id)
-                if attempt == ATTEMPTS:
+                restarting = "restarting" in str(error) and time.monotonic() < deadline
+                if attempt == ATTEMPTS and not restarting:
                     raise
                 logger.warning("a reward worker died: %s", _one_line(error))
                 await asyncio.sleep(WAIT_S * attempt)
+                attempt += not restarting
 
     def _forget(self, actor_id: str | None) -> None:
         handles = self.reward_loop_worker_handles or []
