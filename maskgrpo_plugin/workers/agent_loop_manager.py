@@ -20,6 +20,7 @@ from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+RESTART_S = 120.0  # the longest wait for a reward worker that Ray restarts
 WAIT_S = 1.0  # before the second attempt, and twice that before the third
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)  # not tried again
 FAILED_REWARD = {"acc": 0.0, "reward_failed": 1.0}
