@@ -89,7 +89,7 @@ class PickleMachine:
                 return self.stack.pop()
             run = _OPCODES.get(name)
             if run is None:
-                raise UnsafePickleError(f"the pickle uses the opcode {name}; only plain data and numpy numbers are read")
+                raise UnsafePickleError(f"the opcode {name} is not read, only plain data and numpy numbers are")
             run(self, argument)
         raise UnsafePickleError("the pickle has no end")
 
