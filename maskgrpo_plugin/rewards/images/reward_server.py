@@ -24,6 +24,7 @@ from maskgrpo_plugin.rewards.images.sample import ScorerUnavailable
 JSON_TYPE = "application/json"
 FORMATS = ("auto", "json", "pickle")
 ANSWER_BYTES = 1 << 16
+MAX_JSON_PARTS = 1_000_000
 _GRACE_S = 0.5
 # What UnifiedReward was trained to answer; the prompt goes in place of {prompt}.
 UNIFIED_REWARD_QUESTION = (
@@ -167,8 +168,8 @@ def probe(settings: RemoteOptions) -> tuple[str, ...]:
     if answer.status != 200 or answer.content_type != JSON_TYPE:
         return ("pickle",)
     try:
-        known = json.loads(answer.body)["formats"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        known = read_json(answer.body)["formats"]
+    except (ValueError, LookupError, TypeError):
         known = ()
     known = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
     return tuple(name for name in FORMATS if name in known) or ("pickle",)
@@ -229,6 +230,20 @@ def _within(awaitable: Coroutine[Any, Any, _Answer], seconds: float) -> _Answer:
 
 def _too_late(seconds: float) -> str:
     return f"no answer within {seconds} s (health_timeout_s)"
+
+
+def read_json(body: bytes) -> Any:
+    """A JSON message.
+
+    Raises:
+        ValueError: it is no JSON, too deep, or has so many parts that it would take far more memory than its text.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
+        raise ValueError(f"JSON of more than {MAX_JSON_PARTS} parts")
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("JSON that is too deep") from None
 
 
 def authorization(settings: RemoteOptions) -> dict[str, str]:

@@ -30,6 +30,7 @@ from maskgrpo_plugin.rewards.images.reward_server import (
     authorization,
     check_remote_options,
     probe,
+    read_json,
 )
 from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerUnavailable
 
@@ -108,8 +109,8 @@ class RemoteScorer:
             ScorerUnavailable: the answer is of another form.
         """
         try:
-            answer = json.loads(body) if kind == JSON_TYPE else restricted_pickle.loads(body)
-        except (ValueError, RecursionError) as error:
+            answer = read_json(body) if kind == JSON_TYPE else restricted_pickle.loads(body)
+        except ValueError as error:
             raise ScorerUnavailable(f"{self.settings.url} gave an unreadable answer: {error}") from error
         key = self.protocol.answer_key
         if not isinstance(answer, Mapping) or key not in answer:
@@ -185,8 +186,8 @@ class ChatScorer(RemoteScorer):
         body = json.dumps(self._question(sample)).encode()
         answer, _ = await self._post(url, body, JSON_TYPE)
         try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            text = read_json(answer)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError) as error:
             raise ScorerUnavailable(f"{url} gave no chat completion: {answer[:200]!r}") from error
         found = FINAL_SCORE.search(text) if isinstance(text, str) else None
         return float(found.group(1)) * self.protocol.scale if found else math.nan
