@@ -1,4 +1,8 @@
-"""Where the answer stands in a completion: before the first stop text, in boxes, in answer tags, as JSON."""
+"""Where the answer stands in a completion: before the first stop text, in boxes, in answer tags, as JSON.
+
+A completion can be made to keep a scorer busy, and a regular expression does not let go of the interpreter's lock. So
+what is here takes time linear in the text's length, and so must each pattern of a scorer.
+"""
 
 import json
 import re
@@ -17,7 +21,10 @@ def cut_at_stop(completion: str) -> str:
 
 
 def boxed_contents(text: str) -> list[str]:
-    """Contents of each closed `\\boxed{…}` or `\\fbox{…}`, braces balanced, in the order in which they open."""
+    """Contents of each closed `\\boxed{…}` or `\\fbox{…}`, braces balanced, in the order in which they open.
+
+    Of boxes within boxes the outer ones are left out where all together would be longer than twice the text.
+    """
     open_groups: list[int | None] = []
     found: list[tuple[int, int]] = []
     for match in _BRACES.finditer(text):
@@ -29,7 +36,13 @@ def boxed_contents(text: str) -> list[str]:
             start = open_groups.pop()
             if start is not None:
                 found.append((start, match.start()))
-    return [text[start:end] for start, end in sorted(found)]
+    contents, left = [], 2 * len(text)
+    for start, end in sorted(found, reverse=True):
+        left -= end - start
+        if left < 0:
+            break
+        contents.append(text[start:end])
+    return contents[::-1]
 
 
 def answer_tag_contents(text: str) -> list[str]:
