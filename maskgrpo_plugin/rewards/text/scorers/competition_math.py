@@ -70,6 +70,7 @@ def score_math(
 
     Raises:
         ValueError: `ground_truth` is empty.
+        EquivalenceFailure: math-verify failed with an error of its own, so that the answer was not judged.
         RuntimeError: math-verify is needed and not installed.
     """
     truth = _unboxed(str(ground_truth))
