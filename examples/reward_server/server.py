@@ -74,12 +74,13 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
-def make_app(worker: ScorerWorker, *, limits: Limits | None = None) -> FastAPI:
+def make_app(worker: ScorerWorker, *, limits: Limits | None = None, json_only: bool = False) -> FastAPI:
     """The server's application.
 
     Args:
         worker: the scorer with its queue, shared by all requests.
         limits: of requests; None for the defaults.
+        json_only: whether pickles are refused (415).
     """
     limits = limits or Limits()
     load = Load(limits)
@@ -87,16 +88,18 @@ def make_app(worker: ScorerWorker, *, limits: Limits | None = None) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "formats": ["json", "pickle"]}
+        return {"status": "ok", "formats": ["json"] if json_only else ["json", "pickle"]}
 
     @app.post("/")
     async def score(request: Request) -> Response:
         as_json = request.headers.get("content-type", "").startswith(JSON_TYPE)
+        if json_only and not as_json:
+            return Response("this server reads JSON alone", 415, {"Connection": "close"}, "text/plain")
         try:
             samples = await load.receive(request, as_json)
         except Refused as error:
             # what is left of the body is not waited for
-            return Response(error.reason, error.status, headers={"Connection": "close"}, media_type="text/plain")
+            return Response(error.reason, error.status, {"Connection": "close"}, "text/plain")
         try:
             found: list[Scored] = await asyncio.gather(*(worker.score(sample) for sample in samples))
         finally:
@@ -292,6 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=18087)
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--max-wait-ms", type=float, default=10.0)
+    parser.add_argument("--json-only", action="store_true", help="refuse pickles, which published clients send")
     parser.add_argument("--request-seconds", type=float, default=30.0, help="time that a request may take to arrive")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -305,18 +309,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         sys.stderr.write(f"--scorer {options.scorer}: {error}\n")
         return 2
-    serve(worker, options.host, options.port, Limits(seconds=options.request_seconds))
+    app = make_app(worker, limits=Limits(seconds=options.request_seconds), json_only=options.json_only)
+    serve(app, options.host, options.port, options.request_seconds)
     return 0
 
 
-def serve(worker: ScorerWorker, host: str, port: int, limits: Limits) -> None:
+def serve(app: FastAPI, host: str, port: int, seconds: float) -> None:
     """Serve until interrupted; while there are MAX_CONNECTIONS connections, new requests are answered with 503."""
     uvicorn.run(
-        make_app(worker, limits=limits),
+        app,
         host=host,
         port=port,
         log_level="warning",
-        http=functools.partial(PatientProtocol, seconds=limits.seconds),  # type: ignore[arg-type]
+        http=functools.partial(PatientProtocol, seconds=seconds),  # type: ignore[arg-type]
         limit_concurrency=MAX_CONNECTIONS,
     )
 

@@ -162,6 +162,19 @@ def test_all_bodies_and_all_pixels_under_way_are_bounded_and_given_back(example)
     asyncio.run(go())
 
 
+def test_a_server_of_json_alone_refuses_pickles(example):
+    pytest.importorskip("httpx")
+    from fastapi.testclient import TestClient
+
+    worker = example.ScorerWorker(f"{FILE}:BrightnessScorer", {}, max_batch=4, max_wait_s=0)
+    with TestClient(example.make_app(worker, json_only=True)) as client:
+        assert client.get("/health").json()["formats"] == ["json"]
+        body = {"images": [png(level=255)]}
+        assert client.post("/", content=coded(body, False), headers={"Content-Type": PICKLE}).status_code == 415
+        answer = client.post("/", content=coded(body, True), headers={"Content-Type": JSON})
+        assert answer.json()["scores"] == [1.0]
+
+
 @contextlib.contextmanager
 def running_server(*arguments):
     """examples/reward_server with a scorer of brightness; gives its port."""

@@ -172,6 +172,13 @@ def test_an_answer_that_makes_no_sense_is_the_scorers_own_error(raw, body, kind)
         asyncio.run(scorer.score([sample()]))
 
 
+def test_a_pickle_is_read_only_where_one_was_sent(raw):
+    answer = raw(http_answer(pickle.dumps({"scores": [0.5]}), "application/octet-stream"))
+    assert asyncio.run(make_remote(url=answer.url, format="pickle").score([sample()])) == [0.5]
+    with pytest.raises(ScorerUnavailable, match="unreadable"):
+        asyncio.run(make_remote(url=answer.url, format="json").score([sample()]))
+
+
 @pytest.mark.parametrize("value", [10**400, [10**400], [[1.0], [2.0]], {"a": 1}, b"1", "1" * 10_000])
 def test_a_pickled_answer_without_numbers_is_the_scorers_own_error(raw, value):
     answer = http_answer(pickle.dumps({"scores": [value]}), "application/octet-stream")

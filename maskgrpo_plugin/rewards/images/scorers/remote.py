@@ -67,6 +67,7 @@ class RemoteScorer:
         if settings.format == "auto":
             settings = replace(settings, format="json" if "json" in formats else "pickle")
         self.settings, self.concurrency, self.attempts = settings, settings.concurrency, 0
+        self._encoded_type = PICKLE_TYPE if settings.format == "pickle" else JSON_TYPE
         protocol = PROTOCOLS.get(settings.protocol, PROTOCOLS["unifiedreward"])
         self.protocol = replace(
             protocol,
@@ -98,18 +99,19 @@ class RemoteScorer:
 
     def _encode(self, message: dict[str, Any]) -> tuple[bytes, str]:
         if self.settings.format == "pickle":
-            return pickle.dumps(message, protocol=4), PICKLE_TYPE
+            return pickle.dumps(message, protocol=4), self._encoded_type
         images = [base64.b64encode(image).decode() for image in message["images"]]
-        return json.dumps(message | {"images": images}).encode(), JSON_TYPE
+        return json.dumps(message | {"images": images}).encode(), self._encoded_type
 
     def _read(self, body: bytes, kind: str, count: int) -> list[float]:
-        """The numbers in an answer, `count` of them.
+        """The numbers in an answer, `count` of them; a pickle is read only where the request was one.
 
         Raises:
             ScorerUnavailable: the answer is of another form.
         """
         try:
-            answer = read_json(body) if kind == JSON_TYPE else restricted_pickle.loads(body)
+            is_json = JSON_TYPE in (kind, self._encoded_type)
+            answer = read_json(body) if is_json else restricted_pickle.loads(body)
         except ValueError as error:
             raise ScorerUnavailable(f"{self.settings.url} gave an unreadable answer: {error}") from error
         key = self.protocol.answer_key
