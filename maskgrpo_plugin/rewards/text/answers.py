@@ -10,6 +10,7 @@ from typing import Any
 
 STOP_TEXTS = ("<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
 
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 _ANSWER_TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 
@@ -27,15 +28,17 @@ def boxed_contents(text: str) -> list[str]:
     """
     open_groups: list[int | None] = []
     found: list[tuple[int, int]] = []
-    for match in _BRACES.finditer(text):
-        if match[0].startswith(("\\boxed", "\\fbox")):
-            open_groups.append(match.end())
-        elif match[0] == "{":
+    first = _BOX.search(text)
+    for match in _BRACES.finditer(text, first.start() if first else len(text)):
+        sign = match[0]
+        if sign == "{":
             open_groups.append(None)
-        elif match[0] == "}" and open_groups:
-            start = open_groups.pop()
+        elif sign == "}":
+            start = open_groups.pop() if open_groups else None
             if start is not None:
                 found.append((start, match.start()))
+        elif len(sign) > 2:  # a box; an escaped brace has two signs
+            open_groups.append(match.end())
     contents, left = [], 2 * len(text)
     for start, end in sorted(found, reverse=True):
         left -= end - start

@@ -101,6 +101,7 @@ FRAMES = {
     "in a closed answer": ("<answer>", "</answer>"),
     "in an open answer": ("<answer>", ""),
     "in a box": ("\\boxed{", "}"),
+    "in an open box": ("\\boxed{", ""),
     "in a block": ("```python\n", "\n```"),
     "in an open block": ("```python\n", ""),
     "in a fence": ("```", "```"),
