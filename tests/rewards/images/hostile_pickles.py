@@ -40,6 +40,7 @@ def bombs() -> dict[str, bytes]:
         + text("C")
         + b"tR"
     )
+    colliding = [b"\x8a\x09" + (COLLISION * n).to_bytes(9, "little") for n in range(1, 20_001)]
     return {
         "doubling tuple as a key": b"\x80\x02}(" + b")" + b"2\x86" * 40 + b"K\x01u.",
         "doubling tuple as a member": b"\x80\x04\x8f(" + b")" + b"2\x86" * 40 + b"\x90.",
@@ -49,9 +50,9 @@ def bombs() -> dict[str, bytes]:
         "memo index": b"\x80\x02Nr" + struct.pack("<I", 2**27) + b".",
         "many arrays over one buffer": b"\x80\x03" + raw + b"(" + array * 2000 + b"l.",
         "many encodings of one text": encode + b"(" + b"h\x00h\x01h\x02\x86R" * 2500 + b"l.",
-        "colliding keys": pickle.dumps(dict.fromkeys(COLLISION * n for n in range(1, 20_001))),
-        "colliding members": pickle.dumps({COLLISION * n for n in range(1, 20_001)}),
-        "colliding members of a list": pickle.dumps({COLLISION * n for n in range(1, 20_001)}, 2),
+        "colliding keys": b"\x80\x04}(" + b"".join(number + b"K\x01" for number in colliding) + b"u.",
+        "colliding members": b"\x80\x04\x8f(" + b"".join(colliding) + b"\x90.",
+        "colliding members of a list": b"\x80\x02cbuiltins\nset\n](" + b"".join(colliding) + b"e\x85R.",
         "many opcodes": b"\x80\x02" + b"N0" * 2_000_000 + b"N.",
         "many containers": b"\x80\x04(" + b"\x8f" * 400_000 + b"l.",
     }
