@@ -40,7 +40,7 @@ def bombs() -> dict[str, bytes]:
         + text("C")
         + b"tR"
     )
-    colliding = [b"\x8a\x09" + (COLLISION * n).to_bytes(9, "little") for n in range(1, 20_001)]
+    colliding = [b"\x8a\x0a" + (COLLISION * n).to_bytes(10, "little") for n in range(1, 20_001)]
     return {
         "doubling tuple as a key": b"\x80\x02}(" + b")" + b"2\x86" * 40 + b"K\x01u.",
         "doubling tuple as a member": b"\x80\x04\x8f(" + b")" + b"2\x86" * 40 + b"\x90.",
