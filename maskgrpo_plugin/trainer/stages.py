@@ -22,6 +22,13 @@ from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask
 from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.trainer.accounted import AccountedTrainer
+from maskgrpo_plugin.trainer.checkpoints import (
+    STEP,
+    explained,
+    prune_references,
+    repair_pointer,
+    whole_checkpoints,
+)
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.scoring import Canvases, first_pass
@@ -230,14 +237,43 @@ class MaskGRPOStages(AccountedTrainer):
         return metrics
 
     def _save_checkpoint(self) -> None:
-        if self._keeps_reference():
-            self.actor_rollout_wg.save_reference(self._reference_folder())
-        super()._save_checkpoint()
+        """verl's checkpoint, and the reference where it is synchronised.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        root = Path(self.config.trainer.default_local_dir).absolute()
+        advice = "what is there of it is torn; make room and start the run again, which resumes from the one before it"
+        with explained("could not be written", root / f"{STEP}{self.global_steps}", advice):
+            if self._keeps_reference():
+                self.actor_rollout_wg.save_reference(self._reference_folder())
+            super()._save_checkpoint()
+        prune_references(root)
 
     def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.global_steps > 0 and self._keeps_reference():
-            self.actor_rollout_wg.load_reference(self._reference_folder())
+        """verl's resume, and the reference where it is synchronised and was saved.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+        """
+        trainer = self.config.trainer
+        root = Path(trainer.default_local_dir).absolute()
+        if trainer.resume_mode == "auto":
+            repair_pointer(root)
+        folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else root
+        advice = f"whole ones are {whole_checkpoints(root)}, for trainer.resume_mode=resume_path and"
+        with explained("could not be read", folder, f"{advice} trainer.resume_from_path"):
+            super()._load_checkpoint()
+            if self.global_steps == 0 or not self._keeps_reference():
+                return
+            if Path(self._reference_folder()).is_dir():
+                self.actor_rollout_wg.load_reference(self._reference_folder())
+            else:
+                logger.warning(
+                    "%s does not exist: algorithm.estimation.reference_sync_steps was not set when the checkpoint was "
+                    "written, and the reference is the model that the run began with",
+                    self._reference_folder(),
+                )
 
     def _keeps_reference(self) -> bool:
         synced = self.estimation is not None and self.estimation.reference_sync_steps > 0
