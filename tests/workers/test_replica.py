@@ -14,7 +14,7 @@ from maskgrpo_plugin.workers.rollout.replica import server_environment, worker_p
 from maskgrpo_plugin.workers.rollout.server import CONTROL, DiffusionServer
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-CONTROL_CALLS = (
+CONTROL_CALLS = ("receive_bucket", "wake_up", "sleep", "abort_all_requests", "resume_generation", "score")
     "receive_bucket",
     "wake_up",
     "sleep",
