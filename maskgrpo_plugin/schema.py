@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from maskgrpo_plugin.errors import OptionError
 
 SHIPPED = "_generated_ppo_trainer.yaml"
+ENGINE = "dp"  # FSDP, whose config is the shipped one
 UNREAD = ("critic", "distillation", "reward.reward_model.rollout")  # by runs without critic, teacher or reward model
 OPEN = (  # keys of the user's own choice
     "actor_rollout_ref.model.override_config",
@@ -61,8 +62,8 @@ def check_schema(config: DictConfig) -> None:
             that was taken out, or a value of another type.
     """
     values: Any = OmegaConf.to_container(config, resolve=False)
-    if values.get("model_engine") != "dp":  # the shipped config is that of FSDP
-        return
+    if values.get("model_engine") != ENGINE:
+        raise OptionError("model_engine", values.get("model_engine"), f"use {ENGINE}: the plugin's workers are FSDP's")
     shipped = shipped_config()
     known = (*shipped, *FURTHER[""])
     for key, value in values.items():

@@ -110,9 +110,16 @@ def conversation_problem(messages: Any) -> str | None:
             return f"a message of its prompt has the role {message['role']!r}"
         if not isinstance(message["content"], str | list):
             return f"a message of its prompt has {_kind(message['content'])} for its content, not a text"
+        if isinstance(message["content"], list) and not all(_is_part(part) for part in message["content"]):
+            return "a part of a message of its prompt has no type, or no content of that type"
     if not any(message["content"] for message in messages):
         return "all messages of its prompt are empty"
     return None
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is one part of a message in OpenAI's form, such as {type: text, text: …}."""
+    return isinstance(part, Mapping) and isinstance(part.get("type"), str) and part.get(part["type"]) is not None
 
 
 def check_python_object(config: DictConfig, section: str) -> None:

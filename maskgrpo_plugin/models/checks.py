@@ -17,13 +17,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, check_number
 from maskgrpo_plugin.models.families import find_family
 from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.models.special_tokens import mask_token_problem
 from maskgrpo_plugin.models.weight_files import WeightFileError, shape_problem, stored_shapes
 from maskgrpo_plugin.schema import nearest
-from maskgrpo_plugin.tables import Ignored, Range, check_ignored, check_ranges
+from maskgrpo_plugin.tables import Ignored, check_ignored
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,8 @@ def _check_override(checkpoint: PretrainedConfig, key: str, value: Any) -> None:
         is_number = isinstance(before, int | float) and not isinstance(before, bool)
         if is_number and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise OptionError(full, value, f"allowed: a number, such as the checkpoint's {before}")
+        if isinstance(before, bool) and not isinstance(value, bool):
+            raise OptionError(full, value, "allowed: true or false")
 
 
 def _tokenizer(model: DictConfig, path: str) -> Any:
@@ -263,7 +265,7 @@ def _check_weights(model: DictConfig, checkpoint: PretrainedConfig, path: str) -
 
 def _check_adapter(model: DictConfig) -> None:
     """Rank and scale of a LoRA adapter, and the folder of one that is loaded."""
-    check_ranges(OmegaConf.create({"model": {"lora_rank": model.lora_rank}}), "model", {"lora_rank": Range(0)})
+    check_number(f"{SECTION}.lora_rank", model.lora_rank, 0, whole=True)
     alpha = model.get("lora_alpha", 16)
     if model.lora_rank > 0 and not alpha > 0:
         raise OptionError(f"{SECTION}.lora_alpha", alpha, "allowed: more than 0, else nothing is learned")

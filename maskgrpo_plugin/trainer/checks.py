@@ -157,6 +157,7 @@ def check_unsupported(config: DictConfig) -> None:
         "actor_rollout_ref.model.use_fused_kernels": "the engine computes masked positions in chunks itself",
         "actor_rollout_ref.actor.use_prefix_grouper": "it is for causal models",
         "critic.enable": "MaskGRPO has no critic",
+        "distillation.enabled": "there is no teacher of masked diffusion",
     }
     for key, reason in needs_false.items():
         if OmegaConf.select(config, key):

@@ -26,6 +26,8 @@ def check_folders(config: DictConfig) -> None:
         OptionError: a folder that cannot be made or written, one without room for a checkpoint, or no such checkpoint.
     """
     trainer = config.trainer
+    if not isinstance(trainer.default_local_dir, str):
+        raise OptionError("trainer.default_local_dir", trainer.default_local_dir, "allowed: the path of a folder")
     keys = ["rollout_data_dir", "validation_data_dir"]
     if trainer.save_freq > 0 or trainer.resume_mode == "auto":
         keys.insert(0, "default_local_dir")

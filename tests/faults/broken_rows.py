@@ -94,7 +94,7 @@ ROWS = {
     "list for an index": (at(["extra_info", "index"], [3]), "row 3"),
     "extra_info null in one row": (at(["extra_info"], None), "row 3"),
     "unknown modality": (at(["extra_info", "modality"], "video"), "row 3"),
-    "image from a text model": (at(["extra_info", "modality"], "t2i"), "masked"),
+    "image from a text model": (at(["extra_info", "modality"], "t2i"), "sampler.name"),
     "extra_info null beside a modality": (
         lambda data: at(["extra_info"], None)(at(["extra_info", "modality"], "text", rows=None)(data)),
         "row 3",

@@ -343,7 +343,7 @@ trainer.nnodes=one
 trainer.n_gpus_per_node=0
 trainer.n_gpus_per_node=-1
 trainer.n_gpus_per_node=3 => actor_rollout_ref.actor.ppo_mini_batch_size
-trainer.n_gpus_per_node=2 => ray_kwargs.ray_init.num_gpus
+trainer.n_gpus_per_node=2 => actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
 trainer.logger=[wandbb]
 trainer.logger=tensorbord
 trainer.logger=5
@@ -417,7 +417,7 @@ reward.reward_manager.name=maskgrpo_image +reward.image.on_failure=ignore +rewar
 """
 
 OTHERS = """
-model_engine=megatron => actor_rollout_ref
+model_engine=megatron
 extensions=my_module
 extensions=[no_such_module]
 extensions=[/nowhere/file.py]
@@ -439,8 +439,8 @@ ray_kwargs.ray_init.num_gpus=none
 ray_kwargs=none
 distillation.enabled=true
 quickstart_dir=/nowhere => data.train_files
-quickstart_seed=-1 => algorithm.estimation.seed
-+data_loader.workers=1 => data_loader
+quickstart_seed=-1 => data.seed
++algoritm.gamma=1 => algoritm
 """
 
 DATA = """

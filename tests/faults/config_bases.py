@@ -1,6 +1,6 @@
 """Composed configs, each composed once, and what the driver says of them with overrides."""
 
-import copy
+import pickle
 import re
 
 import ranks
@@ -31,9 +31,10 @@ class Bases:
 
     def config(self, name, overrides):
         if name not in self.known:
-            self.known[name] = ranks.compose_config(self.folder, name=name, folder_key=f"{name.partition('_')[0]}_dir")
-            OmegaConf.set_struct(self.known[name], True)
-        config = copy.deepcopy(self.known[name])
+            composed = ranks.compose_config(self.folder, name=name, folder_key=f"{name.partition('_')[0]}_dir")
+            OmegaConf.set_struct(composed, True)
+            self.known[name] = pickle.dumps(composed)
+        config = pickle.loads(self.known[name])
         ConfigLoaderImpl._apply_overrides_to_config(PARSER.parse_overrides(list(overrides)), config)
         return config
 
