@@ -7,6 +7,7 @@ declares it; a value fits by the dataclass's annotation, else by the type of wha
 
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,11 @@ from maskgrpo_plugin.errors import OptionError
 
 SHIPPED = "_generated_ppo_trainer.yaml"
 ENGINE = "dp"  # FSDP, whose config is the shipped one
+LEGACY = {  # sections that verl ships empty and its trainer does not read any more
+    "custom_reward_function": "reward.custom_reward_function",
+    "reward_model": "reward",
+    "sandbox_fusion": "reward.sandbox_fusion",
+}
 UNREAD = ("critic", "distillation", "reward.reward_model.rollout")  # by runs without critic, teacher or reward model
 OPEN = (  # keys of the user's own choice
     "actor_rollout_ref.model.override_config",
@@ -75,6 +81,17 @@ def check_schema(config: DictConfig) -> None:
         if key not in values:
             raise OptionError(key, None, "the section was taken out of the config; it is needed")
         schema.check_value(key, values[key], default, None)
+        if key in LEGACY:
+            _check_unset(key, values[key], LEGACY[key])
+
+
+def _check_unset(path: str, values: Any, moved_to: str) -> None:
+    """Raise OptionError for the first value that is set in a section that nothing reads."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _check_unset(f"{path}.{key}", value, moved_to)
+    elif values is not None:
+        raise OptionError(path, values, f"verl reads it no more; it moved to {moved_to}")
 
 
 def resolved_section(config: DictConfig, path: str, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -137,7 +154,7 @@ class _Schema:
         """Check a value and what is in it; `hint` is the annotation in the dataclass that holds it, None for none."""
         if path in UNREAD:
             return
-        if _is_interpolation(value) or isinstance(value, list) and any(_is_interpolation(part) for part in value):
+        if _is_interpolation(value) or (isinstance(value, list) and any(_is_interpolation(part) for part in value)):
             if value == default:
                 return
             value = resolve(self.config, path)
@@ -173,7 +190,8 @@ class _Schema:
 
 
 def _dataclass_of(hint: Any) -> type | None:
-    return next((kind for kind in _kinds(hint) if is_dataclass(kind)), None) if hint is not None else None
+    kinds = _kinds(hint) if hint is not None else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
 def _further(path: str) -> Iterable[str]:
@@ -206,7 +224,7 @@ def _owner(path: str, values: Mapping[str, Any]) -> type | None:
         found = get_class(str(target))
     except Exception as error:
         raise OptionError(f"{path}._target_", target, f"it cannot be imported: {str(error).splitlines()[0]}") from None
-    return found if is_dataclass(found) else None
+    return found if isinstance(found, type) and is_dataclass(found) else None
 
 
 @functools.cache
@@ -228,7 +246,9 @@ def _misfit(path: str, value: Any, default: Any, hint: Any) -> str | None:
         return None
     if hint is not None:
         return None if any(_fits(value, kind) for kind in _kinds(hint)) else _phrase(default, hint)
-    if default is None or _is_interpolation(default) or path in ANY_SCALAR and isinstance(value, str | int | float):
+    if _is_interpolation(default):
+        default = _fallback(default)
+    if default is None or (path in ANY_SCALAR and isinstance(value, str | int | float)):
         return None
     if value is None:
         return None if path in MAY_BE_NULL else _phrase(default, hint)
@@ -275,7 +295,14 @@ def _fits(value: Any, kind: Any) -> bool:
     return True
 
 
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list"}
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    tuple: "a list",
+}
 
 
 def _phrase(default: Any, hint: Any) -> str:
@@ -286,6 +313,12 @@ def _phrase(default: Any, hint: Any) -> str:
 
 def _is_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
+
+
+def _fallback(interpolation: str) -> Any:
+    """The literal that `${oc.select:KEY,LITERAL}` falls back to, where it is true, false or a number; else None."""
+    found = re.search(r",\s*(true|false|[0-9.]+)\s*\}$", interpolation, re.IGNORECASE)
+    return yaml.safe_load(found[1]) if found else None
 
 
 def _listed(known: Iterable[str]) -> str:

@@ -168,7 +168,11 @@ def top_level_names(tree: ast.Module) -> set[str] | None:
             names.update(imported)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
-    return None if "__getattr__" in names or "globals" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} else names
+    return (
+        None
+        if "__getattr__" in names or "globals" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        else names
+    )
 
 
 def _check_indices(file: DataFile) -> None:

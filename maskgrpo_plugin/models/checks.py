@@ -1,4 +1,4 @@
-"""Checks of a run's model section on the driver: checkpoint, weights, tokenizer, mask token, positions, LoRA targets."""
+"""Checks of a run's model section on the driver: checkpoint, weights, tokenizer, mask token, LoRA targets."""
 
 import copy
 import importlib

@@ -17,6 +17,33 @@ class WeightFileError(ValueError):
     """A file of weights that cannot be read; the message names it."""
 
 
+class MissingWeightsError(ValueError):
+    """A checkpoint that does not hold a model's parameters; the message names some of them."""
+
+
+def check_loaded(name: str, info: Mapping[str, Any], *, shapes: bool = True) -> None:
+    """Check that a model was loaded whole.
+
+    Args:
+        name: of the checkpoint, for the message.
+        info: transformers' `loading_info`: `missing_keys`, and `mismatched_keys` with name and both shapes.
+        shapes: whether parameters of another shape are refused as well.
+
+    Raises:
+        MissingWeightsError: parameters were missing, or had another shape.
+    """
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise MissingWeightsError(f"{name}: the checkpoint lacks {len(missing)} parameters: {_shown(missing)}")
+    other = sorted(info.get("mismatched_keys") or ()) if shapes else ()
+    if other:
+        parameter, stored, wanted = other[0]
+        raise MissingWeightsError(
+            f"{name}: {len(other)} parameters have another shape in the checkpoint: {parameter} is {tuple(stored)} "
+            f"there, {tuple(wanted)} by the config"
+        )
+
+
 def stored_shapes(folder: str) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the tensors of a checkpoint by name; None where it has other files than safetensors.
 
@@ -61,7 +88,9 @@ def shape_problem(stored: Mapping[str, tuple[int, ...]], model: Mapping[str, tup
     patterns = {_pattern(name) for name in model}
     further = [name for name in stored if name not in model and _pattern(name) in patterns]
     if further:
-        return f"the checkpoint holds {len(further)} parameters of further layers than the config has: {_shown(further)}"
+        return (
+            f"the checkpoint holds {len(further)} parameters of further layers than the config has: {_shown(further)}"
+        )
     return None
 
 

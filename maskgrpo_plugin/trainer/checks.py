@@ -150,7 +150,6 @@ def check_unsupported(config: DictConfig) -> None:
     Raises:
         OptionError: the first value that cannot work.
     """
-    arr = config.actor_rollout_ref
     needs_false = {
         "algorithm.use_kl_in_reward": "the KL term of MaskGRPO is in the loss: actor.use_kl_loss",
         "actor_rollout_ref.rollout.calculate_log_probs": "a diffusion sampler has no log-probability of its own",

@@ -26,14 +26,14 @@ def check_folders(config: DictConfig) -> None:
         OptionError: a folder that cannot be made or written, one without room for a checkpoint, or no such checkpoint.
     """
     trainer = config.trainer
-    if not isinstance(trainer.default_local_dir, str):
-        raise OptionError("trainer.default_local_dir", trainer.default_local_dir, "allowed: the path of a folder")
-    keys = ["rollout_data_dir", "validation_data_dir"]
-    if trainer.save_freq > 0 or trainer.resume_mode == "auto":
-        keys.insert(0, "default_local_dir")
-    for name in keys:
-        if trainer.get(name) is not None:
-            _check_writable(f"trainer.{name}", str(trainer[name]))
+    for name in ("default_local_dir", "rollout_data_dir", "validation_data_dir"):
+        folder = trainer.get(name)
+        if folder is None and name != "default_local_dir":
+            continue
+        if not isinstance(folder, str):
+            raise OptionError(f"trainer.{name}", folder, "allowed: the path of a folder")
+        if name != "default_local_dir" or trainer.save_freq > 0 or trainer.resume_mode == "auto":
+            _check_writable(f"trainer.{name}", folder)
     _check_resume(config)
     if trainer.save_freq > 0:
         _check_space(config)

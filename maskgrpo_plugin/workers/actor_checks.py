@@ -56,6 +56,7 @@ NUMBERS = {
     "optim.num_cycles": POSITIVE,
     "fsdp_config.fsdp_size": Range(1, also=(-1,)),
 }
+STRATEGIES = ("fsdp", "fsdp2")
 KL_TYPES = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 CHOICES = {
     "kl_loss_type": (*KL_TYPES, *(f"{name}+" for name in KL_TYPES)),
@@ -66,7 +67,8 @@ CHOICES = {
         "seq-mean-token-mean",
         "seq-mean-token-sum-norm",
     ),
-    "strategy": ("fsdp", "fsdp2"),
+    "strategy": STRATEGIES,
+    "fsdp_config.strategy": STRATEGIES,
     "optim.lr_scheduler_type": ("constant", "cosine"),
 }
 CONTENTS = ("model", "optimizer", "extra", "hf_model")
@@ -106,9 +108,7 @@ def check_batches(config: DictConfig) -> None:
         raise OptionError("data.gen_batch_size", generated, f"must divide data.train_batch_size={batch}")
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     if mini * arr.rollout.n % ranks:
-        raise OptionError(
-            f"{ACTOR}.ppo_mini_batch_size", mini, f"times rollout.n must be a multiple of {ranks} ranks"
-        )
+        raise OptionError(f"{ACTOR}.ppo_mini_batch_size", mini, f"times rollout.n must be a multiple of {ranks} ranks")
     of_rank, of_update = batch * arr.rollout.n // ranks, mini * arr.rollout.n // ranks
     _check_micro_batch(arr.actor, ACTOR, "ppo_micro_batch_size", arr.actor.use_dynamic_bsz, of_update, "a mini-batch")
     is_diffusion = arr.model.model_type == "masked_diffusion"
@@ -129,7 +129,11 @@ def check_actor(config: DictConfig) -> None:
     """
     check_choices(config, ACTOR, CHOICES)
     check_ranges(config, ACTOR, NUMBERS)
+    check_choices(config, REF, dict.fromkeys(("strategy", "fsdp_config.strategy"), STRATEGIES))
+    check_ranges(config, REF, {"fsdp_config.fsdp_size": NUMBERS["fsdp_config.fsdp_size"]})
     actor = config.actor_rollout_ref.actor
+    if actor.rollout_n != config.actor_rollout_ref.rollout.n:
+        raise OptionError(f"{ACTOR}.rollout_n", actor.rollout_n, f"it follows {ROLLOUT}.n; set that")
     _check_optimizer(actor.optim)
     for section, values in ((ACTOR, actor), (REF, config.actor_rollout_ref.ref)):
         _check_sharding(config, f"{section}.fsdp_config", values.fsdp_config)
@@ -198,7 +202,7 @@ def _check_sharding(config: DictConfig, key: str, fsdp: DictConfig) -> None:
     ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     if fsdp.fsdp_size > 0 and ranks % fsdp.fsdp_size:
         raise OptionError(f"{key}.fsdp_size", fsdp.fsdp_size, f"must divide the {ranks} ranks, or be -1")
-    names: dict[str, Any] = {"model_dtype": fsdp.model_dtype}
+    names: dict[str, Any] = {"model_dtype": fsdp.model_dtype, "dtype": fsdp.dtype}
     precision = fsdp.get("mixed_precision")
     if isinstance(precision, Mapping) or OmegaConf.is_dict(precision):
         names |= {f"mixed_precision.{name}": precision[name] for name in precision}

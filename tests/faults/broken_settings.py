@@ -205,6 +205,13 @@ actor_rollout_ref.ref.log_prob_micro_batch_size=4
 actor_rollout_ref.ref.fsdp_config.model_dtype=double
 +actor_rollout_ref.ref.nope=1
 actor_rollout_ref.hybrid_engine=false
+actor_rollout_ref.actor.fsdp_config.dtype=float31
+actor_rollout_ref.ref.fsdp_config.dtype=float31
+actor_rollout_ref.ref.fsdp_config.fsdp_size=0
+actor_rollout_ref.ref.strategy=ddp
+actor_rollout_ref.ref.fsdp_config.strategy=ddp
+actor_rollout_ref.ref.log_prob_use_dynamic_bsz=often
+actor_rollout_ref.actor.rollout_n=3
 actor_rollout_ref.nccl_timeout=0
 [quickstart_ar] actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=100
 [quickstart_ar] actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=48
@@ -363,6 +370,7 @@ trainer.default_local_dir=/dev/null/checkpoints
 trainer.default_local_dir=/proc/checkpoints
 trainer.rollout_data_dir=/dev/null/rollouts
 trainer.validation_data_dir=/proc/1/validation
+trainer.rollout_data_dir=5
 trainer.log_val_generations=-1
 trainer.use_v1=false
 trainer.ray_wait_register_center_timeout=0
@@ -438,6 +446,10 @@ ray_kwargs.ray_init.num_gpus=none
 +ray_kwargs.ray_int.num_cpus=20 => ray_kwargs.ray_int
 ray_kwargs=none
 distillation.enabled=true
+custom_reward_function.path=tests/e2e/varied_reward.py
+reward_model.reward_manager=naive
+reward_model.num_workers=2
+sandbox_fusion.url=http://localhost:1
 quickstart_dir=/nowhere => data.train_files
 quickstart_seed=-1 => data.seed
 +algoritm.gamma=1 => algoritm
@@ -487,6 +499,7 @@ data.seed=abc
 data.dataloader_num_workers=-1
 data.truncation=cut
 data.custom_cls.path=/nowhere/dataset.py
+data.tool_config_path=tools.yaml
 data.apply_chat_template_kwargs=none
 +data.nope=1
 +data.max_promt_length=3

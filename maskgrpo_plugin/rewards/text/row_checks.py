@@ -103,7 +103,7 @@ def _verl_data_sources() -> tuple[frozenset[str], tuple[str, ...]]:
     prefixes: list[str] = []
     for node in ast.walk(ast.parse(inspect.getsource(default_compute_score))):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "data_source":
-            names.update(part.value for part in ast.walk(node) if isinstance(part, ast.Constant))
+            names.update(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "startswith":
-            prefixes.extend(argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            prefixes.extend(str(argument.value) for argument in node.args if isinstance(argument, ast.Constant))
     return frozenset(names), tuple(prefixes)

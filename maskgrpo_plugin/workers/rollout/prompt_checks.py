@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 ROLLOUT = "actor_rollout_ref.rollout"
 SAMPLER = f"{ROLLOUT}.sampler"
 FILTER = "data.filter_overlong_prompts"
+MOST_CHARACTERS = 10_000_000  # of prompts whose tokens are counted, some seconds' work
 
 
 class PromptRow(NamedTuple):
@@ -58,7 +59,7 @@ def check_prompts(config: DictConfig) -> None:
         _check_modalities(config.actor_rollout_ref.rollout.sampler.name, modalities)
         _check_images(model, family, modalities)
     grid = _image_grid(config, family) if "t2i" in modalities else None
-    template = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
+    template: Any = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
     builder = RequestBuilder(tokenizer, family, grid=grid, template_kwargs=template)
     lengths = _text_lengths(config, builder, [each for each in rows if each.modality == "text"])
     left_out = _check_texts(config, lengths)
@@ -88,6 +89,7 @@ def _text_lengths(
 ) -> list[tuple[PromptRow, int, int]]:
     """Of each text row the tokens of its prompt as verl's filter counts them, and as the rollout lays it out."""
     key, tokenizer = config.data.prompt_key, builder.tokenizer
+    rows = _longest(rows, key)
     texts = []
     for each in rows:
         try:
@@ -104,6 +106,21 @@ def _text_lengths(
     return [(each, chat, _laid_out(config, builder, each)[0]) for each, chat in zip(rows, chats, strict=True)]
 
 
+def _longest(rows: list[PromptRow], key: str) -> list[PromptRow]:
+    """The rows; where they hold more than MOST_CHARACTERS, those with the longest prompts that hold so many."""
+    sizes = [sum(len(str(message["content"])) for message in each.row[key]) for each in rows]
+    if sum(sizes) <= MOST_CHARACTERS:
+        return rows
+    chosen, total = [], 0
+    for n in sorted(range(len(rows)), key=lambda n: -sizes[n]):
+        total += sizes[n]
+        if total > MOST_CHARACTERS:
+            break
+        chosen.append(n)
+    logger.info("the tokens of the %d longest of %d prompts are counted", len(chosen), len(rows))
+    return [rows[n] for n in sorted(chosen)]
+
+
 def _check_texts(config: DictConfig, lengths: list[tuple[PromptRow, int, int]]) -> dict[str, int]:
     """Refuse prompts that would be cut; returns how many rows verl's filter leaves out, by key."""
     longest, taken = config.data.max_prompt_length, config.actor_rollout_ref.rollout.prompt_length
@@ -113,8 +130,8 @@ def _check_texts(config: DictConfig, lengths: list[tuple[PromptRow, int, int]]) 
     for each, chat, tokens in lengths:
         if filters and chat > longest:
             left_out[each.file.key] = left_out.get(each.file.key, 0) + 1
-            name = (each.file.key, each.file.name)
-            by_file[name] = by_file.get(name, 0) + 1
+            place = (each.file.key, each.file.name)
+            by_file[place] = by_file.get(place, 0) + 1
             continue
         if tokens > min(longest, taken):
             key = "data.max_prompt_length" if longest <= taken else f"{ROLLOUT}.prompt_length"
@@ -122,9 +139,9 @@ def _check_texts(config: DictConfig, lengths: list[tuple[PromptRow, int, int]]) 
             if not filters:
                 allowed += f"; raise it, or set {FILTER}=true to leave such rows out"
             raise each.file.refuse(each.number, allowed)
-    for (key, name), count in by_file.items():
+    for (file_key, name), count in by_file.items():
         message = "%s=%s: %d rows have prompts of more than %d tokens and are left out (%s)"
-        logger.warning(message, key, name, count, longest, FILTER)
+        logger.warning(message, file_key, name, count, longest, FILTER)
     return left_out
 
 

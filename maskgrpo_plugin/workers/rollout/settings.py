@@ -77,6 +77,9 @@ IGNORED = {
 }
 
 
+IGNORED_DATA = {name: Ignored((None,), ONE_TURN) for name in ("tool_config_path", "function_tool_path")}
+
+
 def check_rollout_settings(config: DictConfig) -> None:
     """Check the numbers of the rollout section, and that no setting asks for what the plugin's servers do not do.
 
@@ -86,6 +89,7 @@ def check_rollout_settings(config: DictConfig) -> None:
     check_ranges(config, ROLLOUT, NUMBERS)
     check_choices(config, ROLLOUT, CHOICES)
     check_ignored(config, ROLLOUT, IGNORED)
+    check_ignored(config, "data", IGNORED_DATA)
     rollout = config.actor_rollout_ref.rollout
     if rollout.temperature == 0 and rollout.n > 1:
         allowed = f"all {rollout.n} completions of a prompt would be equal, without an advantage; use more than 0"
