@@ -5,7 +5,6 @@ a worker, or never. Here a key is known where verl's shipped config has it or th
 declares it; a value fits by the dataclass's annotation, else by the type of what verl ships.
 """
 
-import difflib
 import functools
 import re
 import types
@@ -20,7 +19,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, nearest
 
 SHIPPED = "_generated_ppo_trainer.yaml"
 ENGINE = "dp"  # FSDP, whose config is the shipped one
@@ -130,11 +129,6 @@ def resolve(config: DictConfig, key: str) -> Any:
         raw = OmegaConf.to_container(parent, resolve=False)
         shown = raw.get(name) if isinstance(raw, dict) else "${…}"
         raise OptionError(key, shown, str(error).splitlines()[0]) from None
-
-
-def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key that is most like `key`, or None where none is."""
-    return next(iter(difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)), None)
 
 
 @functools.cache

@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from maskgrpo_plugin import extensions
 from maskgrpo_plugin.config import check_estimation
 from maskgrpo_plugin.data.checks import check_files, check_rows
+from maskgrpo_plugin.data.reward_checks import check_text_rows
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.checks import check_model
 from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.images.config import check_image_reward_config
 from maskgrpo_plugin.rewards.text.config import check_text_reward_config
-from maskgrpo_plugin.rewards.text.row_checks import check_text_rows
 from maskgrpo_plugin.schema import check_schema, resolved_section
 from maskgrpo_plugin.trainer.checks import check_algorithm, check_names, check_trainer, check_unsupported
 from maskgrpo_plugin.trainer.folders import check_folders

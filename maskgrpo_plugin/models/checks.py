@@ -17,12 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from maskgrpo_plugin.errors import OptionError, check_number
+from maskgrpo_plugin.errors import OptionError, check_number, nearest
 from maskgrpo_plugin.models.families import find_family
 from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.models.special_tokens import mask_token_problem
 from maskgrpo_plugin.models.weight_files import WeightFileError, shape_problem, stored_shapes
-from maskgrpo_plugin.schema import nearest
 from maskgrpo_plugin.tables import Ignored, check_ignored
 
 logger = logging.getLogger(__name__)
