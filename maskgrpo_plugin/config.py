@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 ESTIMATION = "algorithm.estimation"
 MASK_SHARING = ("index", "group", "sample")
+LARGEST_SEED = 2**63 - 1
 # keys that became options of an estimator; they work under their old names for one release
 MOVED_TO_OPTIONS = ("gamma", "remasking", "time_weighting", "prompt_mask_ratio", "level_cap")
 
@@ -66,6 +67,7 @@ class EstimationConfig(BaseConfig):
 
     def __post_init__(self):
         check_choice(f"{ESTIMATION}.mask_sharing", self.mask_sharing, MASK_SHARING)
+        check_number(f"{ESTIMATION}.seed", self.seed, 0, LARGEST_SEED, whole=True)
         check_number(f"{ESTIMATION}.reference_sync_steps", self.reference_sync_steps, 0, whole=True)
         check_number(f"{ESTIMATION}.cfg_scale", self.cfg_scale, 0)
         try:
@@ -73,6 +75,9 @@ class EstimationConfig(BaseConfig):
         except OptionError as error:
             own = getattr(self, error.key, None) is not None  # `estimator`, `mu`, `canvas`, or an old name
             raise error.under(ESTIMATION if own else f"{ESTIMATION}.options") from None
+        except (TypeError, AttributeError) as error:
+            key = f"{ESTIMATION}.options"
+            raise OptionError(key, self.estimator_options(), f"a value of another type: {error}") from None
 
     def estimator_options(self) -> dict[str, Any]:
         """Keyword arguments of the estimator, the old names under their new ones."""
@@ -127,6 +132,12 @@ def check_estimation(config: DictConfig) -> None:
         )
     estimator = estimation.build()
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if estimation.reference_sync_steps and not actor.use_kl_loss:
+        raise OptionError(
+            f"{ESTIMATION}.reference_sync_steps",
+            estimation.reference_sync_steps,
+            "there is no reference without a KL term (actor_rollout_ref.actor.use_kl_loss=false); use 0",
+        )
     if estimation.reference_sync_steps and model.get("lora_rank", 0) > 0:
         raise OptionError(
             f"{ESTIMATION}.reference_sync_steps",
