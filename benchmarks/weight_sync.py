@@ -26,7 +26,7 @@ from verl.utils.device import get_device_name
 import maskgrpo_plugin.registration  # noqa: F401
 from maskgrpo_plugin.workers.actor import MaskGRPOWorker
 from maskgrpo_plugin.workers.rollout.adapter import server_name
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, server_actor
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
@@ -72,7 +72,7 @@ def measure(folder: str, options: argparse.Namespace, merge: bool) -> tuple[int,
     config = compose_config(folder, options.rank, merge, options.dtype)
     worker = MaskGRPOWorker(config=config, role="actor_rollout")
     worker.init_model()
-    server = ray.remote(DiffusionServer).options(
+    server = server_actor(DiffusionServer).options(
         name=server_name("masked_diffusion", 0), max_concurrency=8, num_gpus=int(get_device_name() != "cpu")
     )
     handle = server.remote(config.rollout, config.model, 0)

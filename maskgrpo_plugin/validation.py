@@ -28,7 +28,7 @@ from maskgrpo_plugin.schema import check_schema, resolved_section
 from maskgrpo_plugin.trainer.checks import check_algorithm, check_names, check_trainer, check_unsupported
 from maskgrpo_plugin.trainer.folders import check_folders
 from maskgrpo_plugin.workers.actor_checks import check_actor, check_batches
-from maskgrpo_plugin.workers.checks import check_ray, check_strategy, check_workers
+from maskgrpo_plugin.workers.checks import check_merge, check_ray, check_strategy, check_workers
 from maskgrpo_plugin.workers.platform import check_device
 from maskgrpo_plugin.workers.rollout.checks import check_rollout
 from maskgrpo_plugin.workers.rollout.prompt_checks import check_prompts
@@ -81,6 +81,7 @@ CHECKS: tuple[Check, ...] = (
     Check("reward", check_workers),
     Check("actor_rollout_ref.model", check_model),
     Check("actor_rollout_ref.actor.strategy", check_strategy),
+    Check("actor_rollout_ref.model.lora.merge", check_merge),
     Check("actor_rollout_ref.rollout", check_rollout),
     Check("actor_rollout_ref", check_sections),
     Check("reward.image", check_image_reward_config),

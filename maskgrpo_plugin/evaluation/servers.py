@@ -11,7 +11,7 @@ from verl.workers.rollout.replica import TokenOutput
 from maskgrpo_plugin.config import DiffusionRolloutConfig, ImageSettings, SamplerSettings
 from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.workers.platform import worker_environment
-from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, server_actor
 from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
 
 _OPEN_REQUESTS = 10_000
@@ -73,11 +73,9 @@ class ServerPool:
         self._remote = replicas > 1
         self._servers: list[Any]
         if self._remote:
-            import ray
-
             resources = {"num_cpus": 1} if get_device_name() == "cpu" else {"num_cpus": 1, "num_gpus": 1}
             environment = {"env_vars": worker_environment()}
-            actor = ray.remote(kind).options(max_concurrency=_OPEN_REQUESTS, runtime_env=environment, **resources)
+            actor = server_actor(kind).options(max_concurrency=_OPEN_REQUESTS, runtime_env=environment, **resources)
             self._servers = [actor.remote(config, model_config, replica) for replica in range(replicas)]
         else:
             self._servers = [kind(config, model_config, 0)]

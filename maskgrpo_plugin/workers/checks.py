@@ -4,8 +4,10 @@ import math
 import os
 
 import ray
+import torch
 from omegaconf import DictConfig
 from verl.utils.device import get_device_name
+from verl.utils.torch_dtypes import PrecisionType
 
 from maskgrpo_plugin.errors import OptionError, check_choice
 from maskgrpo_plugin.rewards.images.config import image_reward_cpus
@@ -33,6 +35,21 @@ def check_strategy(config: DictConfig) -> None:
     if arr.actor.strategy == "fsdp" and arr.model.lora_rank > 0 and "ff_out" in targets:
         allowed = "with FSDP1 an adapter of the head (ff_out) would hang ranks with other numbers of chunks; use fsdp2"
         raise OptionError("actor_rollout_ref.actor.strategy", "fsdp", allowed)
+
+
+def check_merge(config: DictConfig) -> None:
+    """Raise OptionError where an adapter would be merged into weights of 16 bits, which lose most of its updates."""
+    arr = config.actor_rollout_ref
+    if arr.model.lora_rank == 0 or not arr.model.lora.get("merge", False) or arr.rollout.name not in ROLLOUTS:
+        return
+    dtypes = {
+        "actor_rollout_ref.rollout.dtype": arr.rollout.dtype,
+        "actor_rollout_ref.actor.fsdp_config.model_dtype": arr.actor.fsdp_config.get("model_dtype") or "fp32",
+    }
+    for key, dtype in dtypes.items():
+        if PrecisionType.to_dtype(dtype) != torch.float32:
+            allowed = f"use false: with {key}={dtype} most updates of the adapter are lost when it is merged"
+            raise OptionError("actor_rollout_ref.model.lora.merge", True, allowed)
 
 
 def check_workers(config: DictConfig) -> None:

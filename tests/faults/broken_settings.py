@@ -17,6 +17,8 @@ actor_rollout_ref.rollout.temperature=0
 actor_rollout_ref.rollout.temperature=nan
 actor_rollout_ref.rollout.temperature=inf
 actor_rollout_ref.rollout.temperature=null
+actor_rollout_ref.rollout.log_prob_gap_rows=-1
+actor_rollout_ref.rollout.log_prob_gap_warning=-1
 actor_rollout_ref.rollout.top_p=0.9
 actor_rollout_ref.rollout.top_p=0
 actor_rollout_ref.rollout.top_k=50
@@ -246,6 +248,7 @@ actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.rollout.layered_summon=tru
 actor_rollout_ref.model.lora_rank=4 algorithm.estimation.reference_sync_steps=2
 actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.model.lora_adapter_path=/nowhere/adapter
 actor_rollout_ref.model.lora_adapter_path=/nowhere/adapter => actor_rollout_ref.model.lora_rank
+actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.model.lora.merge=true
 actor_rollout_ref.model.lora.rank=8
 actor_rollout_ref.model.lora.dropout=0.05
 actor_rollout_ref.model.use_liger=true
@@ -278,6 +281,8 @@ actor_rollout_ref.model.custom_chat_template='{{ nope' => data.train_files
 
 ESTIMATION = """
 algorithm=maskgrpo
+algorithm.max_lost_share=1.5
+algorithm.max_lost_share=none
 algorithm.estimation=null
 algorithm.estimation=fast
 algorithm.estimation.estimator=elbow

@@ -8,10 +8,8 @@ from verl.plugin.platform import get_platform
 from verl.workers.rollout.replica import RolloutReplica
 
 from maskgrpo_plugin.workers.rollout.adapter import server_name
-from maskgrpo_plugin.workers.rollout.server import CONTROL, DiffusionServer, RolloutServer
+from maskgrpo_plugin.workers.rollout.server import DiffusionServer, RolloutServer, server_actor
 from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
-
-CONTROL_CALLS = 16
 
 
 def worker_place(_worker: Any = None) -> tuple[str, list[str]]:
@@ -48,7 +46,7 @@ class PluginReplica(RolloutReplica):
         """Start the server and publish its handle; waits until the model is built."""
         node_id, accelerators = await self.workers[0].__ray_call__.remote(worker_place)
         server = (
-            ray.remote(concurrency_groups={CONTROL: CONTROL_CALLS})(self.server_cls)
+            server_actor(self.server_cls)
             .options(
                 name=server_name(self.config.name, self.replica_rank),
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),

@@ -32,7 +32,13 @@ from maskgrpo_plugin.workers.scoring import Canvases, score_canvases
 logger = logging.getLogger(__name__)
 
 CONTROL = "control"  # Ray's concurrency group of what may not wait behind requests
+CONTROL_CALLS = 16
 MAX_SEED = 2**63
+
+
+def server_actor(server_cls: type["RolloutServer"]) -> Any:
+    """The Ray actor class of a server, with a concurrency group of its own for control calls."""
+    return ray.remote(concurrency_groups={CONTROL: CONTROL_CALLS})(server_cls)
 
 
 def compile_layers(model: Any) -> None:
