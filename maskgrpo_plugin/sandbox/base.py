@@ -12,7 +12,10 @@ from maskgrpo_plugin.sandbox.inside.codec import INPUT_LIMIT, CodecError, from_f
 
 START_UP_S = 10.0
 # The modules of `inside`, each after those that it imports.
-_MODULES = ("codec", "confinement", "outcomes", "usage", "calls", "namespaces", "work", "supervisor", "entry")
+_MODULES = (
+    *("codec", "confinement", "outcomes", "usage", "channel", "exceptions", "mirror", "operations"),
+    *("remote", "program_side", "judge_side", "namespaces", "work", "supervisor", "entry"),
+)
 
 
 class SandboxFailure(Exception):

@@ -7,9 +7,12 @@ import gc
 import os
 import sys
 
-from .calls import JudgeSide, ProgramGone, ProgramSide, describe_exception
+from .channel import ProgramGone
 from .codec import INPUT_LIMIT, CodecError, encode, from_frame, to_frame
+from .exceptions import describe_exception
+from .judge_side import JudgeSide
 from .outcomes import MESSAGE_ROOM
+from .program_side import ProgramSide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,6 +132,20 @@ def judge(job: int, outcome: int, program: int) -> None:
     os._exit(0)
 
 
+class _Solution(type(sys)):
+    """The program as a module, for a test that imports it."""
+
+    def __init__(self, side: JudgeSide):
+        super().__init__("solution")
+        self.__dict__["side"] = side
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.side.name(name)
+        except NameError as error:
+            raise AttributeError(str(error)) from None
+
+
 def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
     try:
         loaded = side.channel.receive().get("reply", {})
@@ -136,6 +153,7 @@ def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
             raised = loaded["raised"]
             status = "memory" if raised.get("name") == "MemoryError" else "error"
             return {"status": status, "detail": "{name}: {text}".format(**raised)}
+        sys.modules["solution"] = _Solution(side)
         exec(compile(source, "<test>", "exec"), _names_for(source, side))
     except AssertionError as error:
         return {"status": "failed", "detail": str(error)[:500]}
