@@ -3,15 +3,18 @@
 A statement of the form `assert f(1, "a") == [2, 3]` is taken apart. The sandbox gets `f(1, "a")`, evaluates it and
 sends the value; the right side never leaves this process, and the comparison happens here. The forms are `assert call`,
 `assert not call` and `assert call (== | != | is | is not) literal`, either way round, where the call's arguments are
-literals and one of a few built-in conversions may be around it. Whatever a program does, it can only answer.
+literals and one of a few built-in conversions may be around it. Pairs of input and output are judged in the same way.
+Whatever a program does, it can only answer.
 
 Any other test runs, as it stands, in a process of its own inside the sandbox, which calls the program in another
-process and receives plain values (see inside/calls.py). The program's process is forked before the test's text arrives.
+process (see inside/remote.py); the program's process is forked before the test's text arrives. Or, where the
+configuration says `judging: inside`, it runs in the program's own process.
 
 What stays forgeable: an answer that can be guessed (`assert f(3)` is met by anything true); what a test asks an object
-of the program's own class to say of itself (`assert a == b` of two such objects, `assert isinstance(f(), Thing)`). With
-a service, the judging process runs on the service's machine beside the program's, kept apart by user ids and process
-protection alone; and the service's word is taken for what happened there.
+of the program's own class to say of itself (`assert a == b` of two such objects, `assert isinstance(f(), Thing)`);
+with `judging: inside`, whatever plain Python leaves to the program. With a service, the judging process runs on the
+service's machine beside the program's, kept apart by user ids and process protection alone; and the service's word is
+taken for what happened there.
 """
 
 import ast

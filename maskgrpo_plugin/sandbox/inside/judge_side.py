@@ -51,12 +51,12 @@ class JudgeSide:
 
     def perform(self, operation: str, on: int, *arguments: Any) -> Any:
         """Do something with the program's object number `on`."""
-        reply = self._request({"do": operation, "on": on, "arguments": self.mirror.encode(list(arguments))})
+        reply = self._request({"do": operation, "on": on, "arguments": self.mirror.encode(arguments)})
         return self._decode(reply.get("value"))
 
     def call(self, on: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the program's object number `on`."""
-        encoded = {"arguments": self.mirror.encode(list(arguments)), "keywords": self.mirror.encode(keywords)}
+        encoded = {"arguments": self.mirror.encode(arguments), "keywords": self.mirror.encode(tuple(keywords.items()))}
         return self._decode(self._request({"do": "call", "on": on, **encoded}).get("value"))
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class JudgeSide:
         """
         self._apply(request)
         number, operation, arguments = request.get("on"), request.get("do"), self._decode(request.get("arguments"))
-        if type(number) is not int or not 0 <= number < len(self._handed) or not isinstance(arguments, list):
+        if type(number) is not int or not 0 <= number < len(self._handed) or type(arguments) is not tuple:
             raise self.channel.gone("a request to nothing of the test")
         target = self._handed[number]
         try:
@@ -75,7 +75,7 @@ class JudgeSide:
             if operation in ("getattr", "setattr") and (type(arguments[0]) is not str or arguments[0].startswith("__")):
                 raise AttributeError("a program cannot reach that attribute of the test")
             if operation == "call":
-                value = target(*arguments[0], **arguments[1])
+                value = target(*arguments[0], **dict(arguments[1]))
             else:
                 value = OPERATIONS[operation](target, *arguments)
             return {"value": self.mirror.encode(value), "changes": self.mirror.changes()}

@@ -92,9 +92,10 @@ class Mirror:
 
     def plain(self, value: Any) -> Any:
         """The data of a value of a subclass of a plain class, as one of the class itself."""
-        for kind in (tuple, frozenset):
-            if isinstance(value, kind):
-                return {"t": kind.__name__, "v": [self.encode(item, 1) for item in kind.__iter__(value)]}
+        if isinstance(value, tuple):
+            return {"t": "tuple", "v": [self.encode(item, 1) for item in tuple.__iter__(value)]}
+        if isinstance(value, frozenset):
+            return {"t": "frozenset", "v": [self.encode(item, 1) for item in frozenset.__iter__(value)]}
         return scalar_to_data(value)
 
     def decode(self, data: Any) -> Any:
@@ -120,7 +121,7 @@ class Mirror:
                 self._forget(number)
             self._fresh = []
             raise
-        dropped = self._drop_unused() if self._evicts and not self._decoding else []
+        dropped = self._drop_unused({number for number, *_ in told}) if self._evicts and not self._decoding else []
         return {key: value for key, value in (("told", told), ("dropped", dropped)) if value}
 
     def _tell(self) -> list[list[Any]]:
@@ -189,9 +190,13 @@ class Mirror:
         if shared is not None:
             self._numbers.pop(id(shared.container), None)
 
-    def _drop_unused(self) -> list[int]:
+    def _drop_unused(self, told: set[int]) -> list[int]:
         """Forget what only this table refers to: no one here can tell it from another of the same contents."""
-        unused = [number for number, shared in self._shared.items() if sys.getrefcount(shared.container) <= 2]
+        unused = [
+            number
+            for number, shared in self._shared.items()
+            if sys.getrefcount(shared.container) <= 2 and number not in told
+        ]
         for number in unused:
             self._forget(number)
         return unused
@@ -224,7 +229,7 @@ def kind_of(value: Any) -> str | None:
     deque = getattr(sys.modules.get("collections"), "deque", None)
     if deque is not None and isinstance(value, deque):
         return "deque"
-    array = getattr(sys.modules.get("numpy"), "ndarray", None)
+    array: Any = getattr(sys.modules.get("numpy"), "ndarray", None)
     if isinstance(array, type) and isinstance(value, array) and value.dtype.kind in "biufc":
         return "ndarray"
     return None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Two-sided operators, by the name of their method.
-BINARY = {
+BINARY: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -29,8 +29,8 @@ BINARY = {
 }
 # Those by which a number that was expected could be told to the program, and be answered with 0.
 TELLING = ("sub", "truediv", "floordiv", "mod", "divmod", "and", "or", "xor")
-IN_PLACE = {name: getattr(operator, f"i{name}") for name in BINARY if name != "divmod"}
-ORDER = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
+IN_PLACE: dict[str, Callable[..., Any]] = {name: getattr(operator, f"i{name}") for name in BINARY if name != "divmod"}
+ORDER: dict[str, Callable[..., Any]] = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
     "pos": operator.pos,
@@ -55,11 +55,19 @@ def _leave(target: Any, error: BaseException | None) -> bool:
     return bool(type(target).__exit__(target, type(error) if error else None, error, None))
 
 
+def _swapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda target, other: function(other, target)
+
+
+def _truth(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda target, other: bool(function(target, other))
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     **{f"binary {name}": function for name, function in BINARY.items()},
-    **{f"reflected {name}": lambda target, other, f=function: f(other, target) for name, function in BINARY.items()},
+    **{f"reflected {name}": _swapped(function) for name, function in BINARY.items()},
     **{f"in place {name}": function for name, function in IN_PLACE.items()},
-    **{name: lambda target, other, f=function: bool(f(target, other)) for name, function in ORDER.items()},
+    **{name: _truth(function) for name, function in ORDER.items()},
     **UNARY,
     **ANSWERS,
     "getattr": getattr,

@@ -55,7 +55,7 @@ class ProgramSide:
 
     def request(self, message: dict[str, Any], arguments: tuple[Any, ...]) -> Any:
         """Have the judge do something with an object of the test."""
-        data = self.mirror.encode(list(arguments))
+        data = self.mirror.encode(arguments)
         reply = self.channel.request({**message, "arguments": data, "changes": self.mirror.changes()})
         self.mirror.apply(reply.get("changes", {}))
         if "raised" in reply:
@@ -69,7 +69,7 @@ class ProgramSide:
         target = self._objects[request["on"]]
         arguments = self.mirror.decode(request["arguments"])
         if operation == "call":
-            return target(*arguments, **self.mirror.decode(request["keywords"]))
+            return target(*arguments, **dict(self.mirror.decode(request["keywords"])))
         return OPERATIONS[operation](target, *arguments)
 
     def _raised(self, error: BaseException) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Foreign:
         _ask(self, "setattr", name, value)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return _ask(self, "call", list(arguments), keywords)
+        return _ask(self, "call", arguments, tuple(keywords.items()))
 
     def __iter__(self) -> Any:
         return _ask(self, "iter")

@@ -213,7 +213,7 @@ _classes: dict[tuple[type, frozenset[str]], type] = {}
 
 
 def _class_for(plain: type, own: frozenset[str] = frozenset()) -> type:
-    """The class of values of a plain class that stand for the program's, with the program's operators named in `own`."""
+    """The class of values of a plain class that stand for the program's, with its operators that are named in `own`."""
     if (plain, own) not in _classes:
         operators = {f"__{name}__": _two_sided_remotely(name) for name in BINARY if f"__{name}__" in own}
         _classes[plain, own] = type(plain.__name__, (_Mirrored, plain), operators)

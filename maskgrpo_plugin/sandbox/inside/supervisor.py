@@ -7,13 +7,14 @@ Input (frames, see codec): a header, then one frame per test. Output: one frame 
 
 A test is of one of four kinds. `value`: an expression, whose value is sent out. `output`: what the program reads on
 standard input; what it prints is sent out. `judged`: statements, run in a process of their own that calls the program
-in another (see calls). `inside`: statements, run in the program's own process; their verdict counts only with a word
-that this process is given after the program was loaded.
+in another (see remote). `inside`: statements, run in the program's own process; their verdict counts only with a word
+that comes with them.
 """
 
 from __future__ import annotations
 
 import binascii
+import functools
 import os
 import select
 import signal
@@ -103,21 +104,22 @@ class Supervisor:
         outcome, output, program, *second = pipes
         read, write = program[0], outcome[1]
         others: list[int] = []
-        printing = {"output": output[1], "errors": None if kind == "output" else output[1], "limits": limits}
+        errors = None if kind == "output" else output[1]
+        start = functools.partial(self._start, output=output[1], errors=errors, limits=limits)
         if kind == "value":
-            processes = [self._start(lambda: evaluate(read, write, limits), keep=[read, write], **printing)]
+            processes = [start(lambda: evaluate(read, write, limits), keep=[read, write])]
         elif kind == "output":
-            processes = [self._start(lambda: run_script(read, write), keep=[read, write], **printing)]
+            processes = [start(lambda: run_script(read, write), keep=[read, write])]
         elif kind == "inside":
             test = second[0][0]
             keep = [read, test, write]
-            processes = [self._start(lambda: judge_inside(read, test, write), keep=keep, **printing)]
+            processes = [start(lambda: judge_inside(read, test, write), keep=keep)]
         else:
             import socket
 
             test = second[0][0]
             mine, its = others = [end.detach() for end in socket.socketpair()]
-            processes = [self._start(lambda: serve_program(read, its), keep=[read, its], **printing)]
+            processes = [start(lambda: serve_program(read, its), keep=[read, its])]
             run, keep = lambda: judge(test, write, mine), [test, write, mine]
             processes.append(self._start(run, keep=keep, output=None, errors=None, limits=limits))
         inputs = [program, *second]

@@ -6,6 +6,7 @@ import builtins
 import gc
 import os
 import sys
+import types
 
 from .channel import ProgramGone
 from .codec import INPUT_LIMIT, CodecError, encode, from_frame, to_frame
@@ -115,8 +116,8 @@ def _load(source: str, paths: list[str], name: str = "solution") -> tuple[dict[s
     module = type(sys)(name)
     sys.modules[name] = module
     # What the module `site` would have added, and a machine on which `Pool()` stays within the limit on processes.
-    builtins.exit = builtins.quit = sys.exit  # type: ignore[attr-defined]
-    os.cpu_count = lambda: 2
+    for place, added in ((builtins, {"exit": sys.exit, "quit": sys.exit}), (os, {"cpu_count": lambda: 2})):
+        vars(place).update(added)
     try:
         exec(compile(source, "<program>", "exec"), module.__dict__)
     except BaseException as error:
@@ -132,7 +133,7 @@ def judge(job: int, outcome: int, program: int) -> None:
     os._exit(0)
 
 
-class _Solution(type(sys)):
+class _Solution(types.ModuleType):
     """The program as a module, for a test that imports it."""
 
     def __init__(self, side: JudgeSide):
