@@ -230,7 +230,7 @@ def kind_of(value: Any) -> str | None:
     if deque is not None and isinstance(value, deque):
         return "deque"
     array: Any = getattr(sys.modules.get("numpy"), "ndarray", None)
-    if isinstance(array, type) and isinstance(value, array) and value.dtype.kind in "biufc":
+    if isinstance(array, type) and issubclass(type(value), array) and value.dtype.kind in "biufc":
         return "ndarray"
     return None
 
