@@ -64,18 +64,26 @@ def mbpp_row(record: Any, split: str, index: int) -> Row | None:
     """One row from one MBPP record with `text` (or `prompt`), `test_list` and `task_id`; None where the `task_id` is of
     another of the published splits.
     """
-    text, tests = text_field(record, "text", "prompt"), _checked(text_list_field(record, "test_list"))
+    text, (tests, preamble) = text_field(record, "text", "prompt"), mbpp_tests(record)
     task_id = record.get("task_id")
     if not isinstance(task_id, int) or isinstance(task_id, bool):
         raise DataError(f"task_id must be a whole number, got {task_id!r}")
     if task_id not in MBPP_TASK_IDS[split]:
         return None
-    setup = [str(record.get("test_setup_code") or ""), *text_list_field(record, "test_imports", may_be_empty=True)]
-    preamble = "\n".join(line.replace("\r\n", "\n") for line in setup if line.strip())
-    content = f"{text}\n\nThe program must pass these tests:\n```python\n{chr(10).join(tests)}\n```"
-    if not _only_imports(preamble):  # it may use what the program defines: it goes before each test
-        tests, preamble = _checked([f"{preamble}\n{test}" for test in tests]), ""
+    shown = "\n".join(text_list_field(record, "test_list"))
+    content = f"{text}\n\nThe program must pass these tests:\n```python\n{shown}\n```"
     return _row("mbpp", content, tests, split, index, preamble=preamble)
+
+
+def mbpp_tests(record: Any) -> tuple[list[str], str]:
+    """Test statements of one MBPP record, and what goes before the program: the imports of its `test_setup_code`.
+
+    Set-up code that does more may use what the program defines, as problems 367 and 927 do: it goes before each test.
+    """
+    tests = _checked(text_list_field(record, "test_list"))
+    setup = [str(record.get("test_setup_code") or ""), *text_list_field(record, "test_imports", may_be_empty=True)]
+    before = "\n".join(line.replace("\r\n", "\n") for line in setup if line.strip())
+    return (tests, before) if _only_imports(before) else (_checked([f"{before}\n{test}" for test in tests]), "")
 
 
 def humaneval_row(record: Any, split: str, index: int) -> Row:
