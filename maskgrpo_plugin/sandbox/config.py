@@ -30,7 +30,8 @@ class SandboxConfig:
         url: where the service listens; router: `http://host:port`, sandbox_fusion: `http://host:port/run_code`.
         api_key: E2B's key; empty: the environment's E2B_API_KEY.
         template: E2B's template; empty: its default.
-        timeout_s: wall-clock seconds for one test, the program's loading included. > 0.
+        timeout_s: wall-clock seconds for one test, the program's loading included; waiting for a processor of a busy
+            machine does not count, up to twice as long. > 0.
         total_timeout_s: wall-clock seconds for all tests of one program. >= timeout_s.
         memory_mb: MiB for the processes of one test and the files that they write. >= 64.
         processes: processes and threads of one test. >= 2.

@@ -23,7 +23,7 @@ import time
 from .codec import INPUT_LIMIT, CodecError, from_frame, to_frame
 from .confinement import Limits, adopt_orphans, become_user, confine, hide_memory, keep_capabilities
 from .outcomes import MESSAGE_ROOM, checked
-from .usage import descendants, empty_scratch, exceeds, kill_one, reap_one
+from .usage import descendants, empty_scratch, exceeds, kill_one, reap_one, waited_s
 from .work import evaluate, judge, judge_inside, run_script, serve_program, write_all
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _POLL_S = 0.05
+_MOST_WAITED = 2  # times a test's seconds that it may have waited for a processor, which does not count
 _CAPABILITIES = (1, 5, 6, 7, 8)  # DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP
 _IGNORED = ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "TSTP", "TTIN", "TTOU", "VTALRM", "PROF", "IO")
 
@@ -83,17 +84,17 @@ class Supervisor:
                 self._read_frame()
                 self._write({"status": "timeout", "detail": "no time was left for this test", "duration": 0.0})
                 continue
-            outcome = self._run_test(kind, header, limits, min(started + limits.timeout_s, end))
+            outcome = self._run_test(kind, header, limits, end)
             self._write({**outcome, "duration": time.monotonic() - started})
 
-    def _run_test(self, kind: str, header: dict[str, Any], limits: Limits, deadline: float) -> dict[str, Any]:
+    def _run_test(self, kind: str, header: dict[str, Any], limits: Limits, end: float) -> dict[str, Any]:
         test = self._fork(kind, limits)
         content = self._read_frame()["test"]
         try:
             program = {"program": header["program"], "paths": header["paths"]}
             beside = {"test": content, "paths": header["paths"], "word": test.word}
             messages = [program, beside] if len(test.inputs) == 2 else [{**program, "content": content}]
-            return self._watch(test, messages, limits, deadline)
+            return self._watch(test, messages, limits, end)
         finally:
             self._kill(test)
             test.close()
@@ -152,11 +153,13 @@ class Supervisor:
         finally:
             os._exit(1)
 
-    def _watch(self, test: _Test, messages: list[dict[str, Any]], limits: Limits, deadline: float) -> dict[str, Any]:
+    def _watch(self, test: _Test, messages: list[dict[str, Any]], limits: Limits, end: float) -> dict[str, Any]:
         """Give a test's processes their messages, and wait for its outcome, its time or one of its limits.
 
         Nothing here waits for a process: one that does not read, or prints without end, costs its test alone.
         """
+        started = time.monotonic()
+        deadline = min(started + limits.timeout_s, end)
         poll = select.poll()
         poll.register(test.outcome, select.POLLIN)
         poll.register(test.output, select.POLLIN)
@@ -168,7 +171,10 @@ class Supervisor:
         while True:
             now = time.monotonic()
             if now >= deadline:
-                return {"status": "timeout"}
+                waited = min(waited_s(test.processes), _MOST_WAITED * limits.timeout_s)
+                deadline = min(started + limits.timeout_s + waited, end)
+                if now >= deadline:
+                    return {"status": "timeout"}
             if now >= next_check:
                 if self.has_proc and exceeds(limits.memory_mb, limits.processes + 2):
                     return {"status": "memory", "detail": "all processes together"}

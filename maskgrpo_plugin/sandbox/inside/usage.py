@@ -31,6 +31,31 @@ def exceeds(memory_mb: int, processes: int) -> bool:
     return used > memory_mb << 20 or count > processes or files > _FILES or _sockets() > _SOCKETS
 
 
+def waited_s(processes: list[int]) -> float:
+    """Seconds that processes could have run and had no processor: of each that of its thread with most of them.
+
+    0.0 where the kernel does not tell.
+    """
+    return sum(
+        max([_waited(f"/proc/{process}", thread) for thread in _threads(process)], default=0.0) for process in processes
+    )
+
+
+def _threads(process: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{process}/task")
+    except OSError:
+        return []
+
+
+def _waited(folder: str, thread: str) -> float:
+    try:
+        with open(f"{folder}/task/{thread}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 def scratch_use() -> tuple[int, int]:
     """Bytes and number of the files in the jail's folder for files."""
     found = os.statvfs(SCRATCH)
