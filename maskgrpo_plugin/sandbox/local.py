@@ -277,7 +277,8 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
     if os.geteuid() == 0:
         command += ["--cap-drop", "ALL", *(part for name in _CAPABILITIES for part in ("--cap-add", f"CAP_{name}"))]
     else:
-        command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-add", "CAP_SYS_ADMIN"]
+        command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+        command += ["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]  # the latter to give up both for good
     command += ["--size", str(config.file_mb << 20), "--perms", "1777", "--tmpfs", "/tmp"]
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):

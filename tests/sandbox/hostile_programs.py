@@ -176,6 +176,15 @@ MEMORY_OUT_OF_ACCOUNT = {
         [PASSED],
     ),
 }
+PRIVILEGES = {
+    "capabilities": (
+        "def f():\n    status = dict(line.split(':', 1) for line in open('/proc/self/status').read().splitlines())\n"
+        "    keys = ('CapEff', 'CapPrm', 'CapInh', 'CapBnd', 'CapAmb')\n"
+        "    return [k for k in keys if int(status[k], 16)] + [int(status[k]) for k in ('NoNewPrivs', 'Seccomp')]",
+        ["assert f() == [1, 2]"],
+        [PASSED],
+    ),
+}
 _OBJECT = """
 class E:
     def __getattr__(self, name): return self
@@ -243,6 +252,21 @@ REACHES_INTO_THE_TEST = {
         ["class Thing:\n    def method(self): pass\nassert f(Thing().method) is None and f(Thing()) is None"],
         [PASSED],
     ),
+    "values whose methods say yes": (
+        "yes = lambda *a: True\nclass S(str): startswith = endswith = isdigit = isupper = __contains__ = yes\n"
+        "class L(list): count = index = __contains__ = lambda *a: 1\n"
+        "class D(dict): get = lambda *a: 5\nD.__contains__ = D.has = yes\n"
+        "class T(set): issubset = issuperset = isdisjoint = __contains__ = __le__ = __ge__ = yes\n"
+        "def f(kind): return {'s': S, 'l': L, 'd': D, 't': T}[kind]()",
+        [
+            "r = f('s')\nassert r.startswith('ab')",
+            "r = f('s')\nassert r.isdigit() or 'a' in r",
+            "r = f('l')\nassert r.count(2) == 1 or 2 in r",
+            "r = f('d')\nassert r.get('a') == 5 or 'a' in r",
+            "r = f('t')\nassert r.issuperset({1}) or r >= {1} or 1 in r",
+        ],
+        [BAD] * 5,
+    ),
     "swallows failed assertions": (
         "class C:\n    def __enter__(self): return self\n    def __exit__(self, *a): return True\n"
         "    def get(self): raise ValueError\n    text = 'a'",
@@ -258,6 +282,7 @@ HOSTILE = {
     **FORGED_VALUES,
     **OUTAGES,
     **MEMORY_OUT_OF_ACCOUNT,
+    **PRIVILEGES,
     **ALWAYS_RIGHT,
     **REACHES_INTO_THE_TEST,
 }

@@ -4,10 +4,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from sandbox_programs import ALL_TESTS, FORGERIES, QUICK, SIMPLE, SOLUTION, SOLUTION_TESTS, needs_isolation
 
+import maskgrpo_plugin
 from maskgrpo_plugin.sandbox import SandboxConfig, Status, run_batch, run_tests, score_program
 
 
@@ -161,7 +163,9 @@ def test_resources(name, quick):
 
 
 _PINNED = """
-import os, sys
+import os, sys, types
+package = sys.modules["maskgrpo_plugin"] = types.ModuleType("maskgrpo_plugin")
+package.__path__ = [sys.argv[1]]
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from maskgrpo_plugin.sandbox import SandboxConfig, run_batch
 program = "import time\\ndef f():\\n    while time.process_time() < 0.8: pass\\n    return 1"
@@ -174,5 +178,10 @@ sys.stdout.write(" ".join(report.statuses[0].value for report in reports))
 @needs_isolation
 def test_waiting_for_a_processor_does_not_count():
     """Three programs of 0.8 s on one processor take 2.4 s, and none of them more than its 1.2 s."""
-    ran = subprocess.run([sys.executable, "-c", _PINNED], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", _PINNED, str(Path(maskgrpo_plugin.__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.stdout == "passed passed passed", ran.stderr[-500:]

@@ -30,6 +30,10 @@ BINARY: dict[str, Callable[..., Any]] = {
 # Those by which a number that was expected could be told to the program, and be answered with 0.
 TELLING = ("sub", "truediv", "floordiv", "mod", "divmod", "and", "or", "xor")
 IN_PLACE: dict[str, Callable[..., Any]] = {name: getattr(operator, f"i{name}") for name in BINARY if name != "divmod"}
+# Methods that change a container, which a subclass may do in its own way.
+CHANGING = frozenset(
+    "append add clear discard extend insert pop popitem remove reverse setdefault sort subtract update".split()
+)
 ORDER: dict[str, Callable[..., Any]] = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,

@@ -8,7 +8,7 @@ from .channel import Channel, ProgramGone
 from .codec import CodecError
 from .exceptions import describe_class, describe_exception, make_exception
 from .mirror import PLAIN, Mirror, empty
-from .operations import BINARY, OPERATIONS
+from .operations import BINARY, CHANGING, OPERATIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_OBJECTS = 100_000
-_MOST_METHODS = 200
 _OPERATORS = frozenset(f"__{name}__" for name in BINARY)
-_BASES = (*PLAIN, list, dict, set, bytearray)
+_CONTAINERS = (list, dict, set, bytearray)
 
 
 class ProgramSide:
@@ -114,18 +113,13 @@ class ProgramSide:
 
 
 def _own_methods(kind: type) -> list[str]:
-    """Names of the methods that a subclass of a plain class or container has in place of that class's own."""
-    base = next((c for c in kind.__mro__ if c in _BASES), None)
-    if base is None:
-        return []
-    between = kind.__mro__[: kind.__mro__.index(base)]
-    names = {
-        name
-        for c in between
-        for name, found in vars(c).items()
-        if callable(found) and (hasattr(base, name) or name in _OPERATORS)
-    }
-    return sorted(names)[:_MOST_METHODS]
+    """Names of the operators of a container's class, and of its methods that change it otherwise than the plain ones.
+
+    Methods that ask (`count`, `index`) stay the plain ones: an answer of yes would be right too often.
+    """
+    base = next((c for c in kind.__mro__ if c in _CONTAINERS), None)
+    between = kind.__mro__[: kind.__mro__.index(base)] if base is not None else ()
+    return sorted({name for c in between for name in vars(c) if name in CHANGING or name in _OPERATORS})
 
 
 class Foreign:

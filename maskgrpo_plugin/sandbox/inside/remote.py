@@ -12,7 +12,7 @@ class, compared as such, with the program's attributes besides.
 from __future__ import annotations
 
 from .mirror import PLAIN, empty
-from .operations import ANSWERS, BINARY, IN_PLACE, ORDER, TELLING, UNARY
+from .operations import ANSWERS, BINARY, CHANGING, IN_PLACE, ORDER, TELLING, UNARY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -229,15 +229,16 @@ def mirrored(value: Any, side: JudgeSide, number: int, data: dict[str, Any]) -> 
 
     Args:
         value: a plain value.
-        data: `own`, names of methods of the program's class; `fields`, names of the items of a named tuple.
+        data: `fields`, names of the items where it is a named tuple.
     """
     if type(value) not in PLAIN:
         return value
     made = _class_for(type(value))(value)
-    _stand_for(made, Remote(side, number), data)
+    _stand_for(made, Remote(side, number), {})
     if isinstance(value, tuple) and isinstance(data.get("fields"), list):
         for name, item in zip(data["fields"], value, strict=False):
-            made.__dict__[str(name)] = item
+            if not callable(item):  # which could stand in for a method of tuples
+                made.__dict__[str(name)] = item
     return made
 
 
@@ -254,7 +255,7 @@ def mirrored_container(kind: str, side: JudgeSide, number: int, data: dict[str, 
 def _stand_for(made: Any, remote: Remote, data: dict[str, Any]) -> None:
     made.__dict__["remote"] = remote
     for name in map(str, data.get("own", ())):
-        if not name.startswith("__"):
+        if name in CHANGING:
             made.__dict__[name] = _method(remote, name)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import binascii
 import functools
+import gc
 import os
 import select
 import signal
@@ -84,8 +85,7 @@ class Supervisor:
                 self._read_frame()
                 self._write({"status": "timeout", "detail": "no time was left for this test", "duration": 0.0})
                 continue
-            outcome = self._run_test(kind, header, limits, end)
-            self._write({**outcome, "duration": time.monotonic() - started})
+            self._write(self._run_test(kind, header, limits, end))
 
     def _run_test(self, kind: str, header: dict[str, Any], limits: Limits, end: float) -> dict[str, Any]:
         test = self._fork(kind, limits)
@@ -94,7 +94,10 @@ class Supervisor:
             program = {"program": header["program"], "paths": header["paths"]}
             beside = {"test": content, "paths": header["paths"], "word": test.word}
             messages = [program, beside] if len(test.inputs) == 2 else [{**program, "content": content}]
-            return self._watch(test, messages, limits, end)
+            started = time.monotonic()
+            outcome = self._watch(test, messages, limits, end)
+            seconds = time.monotonic() - started
+            return {**outcome, "duration": max(seconds - waited_s(test.processes), 0.001)}
         finally:
             self._kill(test)
             test.close()
@@ -278,6 +281,7 @@ def supervise(*, uid: int, isolated: bool) -> None:
     else:
         adopt_orphans()
         uid = uid if _can_read_library(uid) else os.geteuid()
+    gc.freeze()  # what is there already is of no interest to collections in a test's processes
     source, sink = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
