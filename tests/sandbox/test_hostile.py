@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile_programs import GOOD, HOSTILE, OUTAGES
+from hostile_programs import GOOD, HOSTILE, OF_THE_JAIL, OF_VERDICTS, OUTAGES
 from sandbox_programs import ISOLATIONS, REASONS, needs_isolation
 
 import maskgrpo_plugin
@@ -41,12 +41,17 @@ def run(name: str, config: SandboxConfig) -> TestReport:
     return run_tests("def good(x): return x + 1\n" + program, [*tests, GOOD], config=config)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", OF_THE_JAIL)
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_held(name, isolation):
-    if name == "stops the judge of a long test" and isolation == "nsjail":
-        pytest.skip("not tried with nsjail")
+def test_the_jail_holds(name, isolation):
     check(name, run(name, SandboxConfig(isolation=isolation, **LIMITS)))
+
+
+@needs_isolation
+@pytest.mark.parametrize("name", OF_VERDICTS)
+def test_no_verdict_is_forged(name):
+    """Which jail it is does not matter for these."""
+    check(name, run(name, SandboxConfig(**LIMITS)))
 
 
 @pytest.mark.parametrize(
@@ -186,20 +191,20 @@ class TestInTheTrustedProcess:
         ],
     )
     def test_numbers_are_plain_and_of_bounded_length(self, data):
-        started = time.perf_counter()
+        started = time.process_time()
         for read in (lambda: decode(data, str), lambda: equals(data, 3), lambda: is_true(data)):
             with pytest.raises(CodecError):
                 read()
-        assert time.perf_counter() - started < 0.1
+        assert time.process_time() - started < 0.1
 
     @pytest.mark.parametrize("expected", [{1, 2}, {1: 2}, [1], 3, (1,)])
     def test_colliding_members_are_never_put_together(self, expected):
         members = [{"t": "int", "v": hex(n * (2**61 - 1))} for n in range(20_000)]
-        started = time.perf_counter()
+        started = time.process_time()
         assert not equals({"t": "set", "v": members}, expected)
         assert not equals({"t": "dict", "v": [[m, 1] for m in members]}, expected)
         assert not equals([{"t": "set", "v": members}], [expected])
-        assert time.perf_counter() - started < 0.05
+        assert time.process_time() - started < 0.1
 
     def test_an_outcome_that_cannot_be_read_costs_its_test_alone(self):
         deep = b"[" * 100_000 + b"]" * 100_000
