@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 ESTIMATION = "algorithm.estimation"
 MASK_SHARING = ("index", "group", "sample")
+LARGEST_SEED = 2**63 - 1
 # keys that became options of an estimator; they work under their old names for one release
 MOVED_TO_OPTIONS = ("gamma", "remasking", "time_weighting", "prompt_mask_ratio", "level_cap")
 
@@ -66,6 +67,7 @@ class EstimationConfig(BaseConfig):
 
     def __post_init__(self):
         check_choice(f"{ESTIMATION}.mask_sharing", self.mask_sharing, MASK_SHARING)
+        check_number(f"{ESTIMATION}.seed", self.seed, 0, LARGEST_SEED, whole=True)
         check_number(f"{ESTIMATION}.reference_sync_steps", self.reference_sync_steps, 0, whole=True)
         check_number(f"{ESTIMATION}.cfg_scale", self.cfg_scale, 0)
         try:
@@ -73,6 +75,9 @@ class EstimationConfig(BaseConfig):
         except OptionError as error:
             own = getattr(self, error.key, None) is not None  # `estimator`, `mu`, `canvas`, or an old name
             raise error.under(ESTIMATION if own else f"{ESTIMATION}.options") from None
+        except (TypeError, AttributeError) as error:
+            key = f"{ESTIMATION}.options"
+            raise OptionError(key, self.estimator_options(), f"a value of another type: {error}") from None
 
     def estimator_options(self) -> dict[str, Any]:
         """Keyword arguments of the estimator, the old names under their new ones."""
@@ -127,6 +132,12 @@ def check_estimation(config: DictConfig) -> None:
         )
     estimator = estimation.build()
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if estimation.reference_sync_steps and not actor.use_kl_loss:
+        raise OptionError(
+            f"{ESTIMATION}.reference_sync_steps",
+            estimation.reference_sync_steps,
+            "there is no reference without a KL term (actor_rollout_ref.actor.use_kl_loss=false); use 0",
+        )
     if estimation.reference_sync_steps and model.get("lora_rank", 0) > 0:
         raise OptionError(
             f"{ESTIMATION}.reference_sync_steps",
@@ -148,11 +159,20 @@ class MaskGRPOAlgoConfig(AlgoConfig):
         reward_transform: `none`, or `rank` (Pref-GRPO's win rates within the group).
         on_reward_failure: what becomes of a sample whose text reward failed: `zero` keeps it with reward 0, the others
             are `rewards.failures`'; images have their own key, `reward.image.on_failure`.
+        max_lost_share: a step of which more than this share of the completions is lost or has no reward ends the run;
+            from 0 to 1.
+
+    Raises:
+        OptionError: a value that cannot work.
     """
 
     estimation: EstimationConfig = field(default_factory=EstimationConfig)
     reward_transform: str = "none"
     on_reward_failure: str = "zero"
+    max_lost_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("algorithm.max_lost_share", self.max_lost_share, 0, 1)
 
 
 @dataclass
@@ -249,6 +269,9 @@ class DiffusionRolloutConfig(RolloutConfig):
             largest batch is verl's `max_num_seqs`.
         quiet_ms: time without a new request after which it runs such a batch, in ms.
         compile: run the model's layers through torch.compile, for any shape; needs a sampler without a block cache.
+        log_prob_gap_rows: completions of a step on which actor and server are compared after the weight sync, every
+            `trainer.test_freq` steps; 0: none.
+        log_prob_gap_warning: a mean absolute difference of their log-probabilities above it is a warning.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -256,10 +279,13 @@ class DiffusionRolloutConfig(RolloutConfig):
     max_wait_ms: float = 1000.0
     quiet_ms: float = 20.0
     compile: bool = False
+    log_prob_gap_rows: int = 4
+    log_prob_gap_warning: float = 0.05
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("max_wait_ms", "quiet_ms"):
+        check_number("actor_rollout_ref.rollout.log_prob_gap_rows", self.log_prob_gap_rows, 0, whole=True)
+        for key in ("max_wait_ms", "quiet_ms", "log_prob_gap_warning"):
             if not getattr(self, key) >= 0:
                 raise OptionError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
 

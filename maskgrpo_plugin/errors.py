@@ -1,6 +1,7 @@
 """The one error of a setting that cannot work, importable without verl or torch."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -44,3 +45,8 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in values:
         if key not in known:
             raise OptionError(key, values[key], f"no such key; there are {', '.join(known)}")
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known key that is most like `key`, or None where none is."""
+    return next(iter(difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)), None)

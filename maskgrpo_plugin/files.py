@@ -1,9 +1,14 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and temporary ones that are the user's alone."""
 
 import contextlib
+import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from maskgrpo_plugin.errors import OptionError
 
 
 @contextlib.contextmanager
@@ -22,6 +27,24 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
+
+
+def private_temporary_folder() -> Path:
+    """A folder in the temporary folder that only this user can write to, the same one in every call.
+
+    Its name can be guessed, so another user may have made it: what is there is used only where it is this user's own
+    folder, no link, and closed to others.
+
+    Raises:
+        OptionError: something else has its place.
+    """
+    folder = Path(tempfile.gettempdir()) / f"maskgrpo_{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise OptionError("TMPDIR", str(folder.parent), f"{folder} is no folder that is this user's alone (mode 700)")
+    return folder
 
 
 def _remove(path: Path) -> None:

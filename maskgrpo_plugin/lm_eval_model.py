@@ -7,7 +7,6 @@ with the model registered; all arguments are those of `lm_eval`.
 import asyncio
 import atexit
 import logging
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from maskgrpo_plugin.diffusion.samplers import build_sampler, option_names
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config, rollout_config
+from maskgrpo_plugin.files import private_temporary_folder
 from maskgrpo_plugin.models.special_tokens import answer_length
 from maskgrpo_plugin.workers.rollout.requests import request_seed
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
@@ -49,7 +49,8 @@ class MaskGRPOLM(TemplateLM):
         pretrained: a published folder or hub name, a verl checkpoint, or a LoRA adapter; as `--model` of
             `maskgrpo_plugin.evaluate`.
         base_model: what a LoRA adapter goes onto.
-        merged_dir: folder for the merged model of a verl checkpoint or adapter; default: one in the temporary folder.
+        merged_dir: folder for the merged model of a verl checkpoint or adapter, which is used again; default: one in a
+            folder of the temporary folder that is this user's alone.
         max_gen_toks: tokens of a text where the task names none.
         steps: denoising steps of a text; None: half of its tokens.
         block_length: tokens per block; texts are made in whole blocks and cut.
@@ -91,7 +92,7 @@ class MaskGRPOLM(TemplateLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise OptionError("--batch_size", batch_size, "allowed: whole numbers from 1")
         name = f"maskgrpo_merged_{zlib.crc32(fingerprint(pretrained).encode()):08x}"
-        target = Path(merged_dir or Path(tempfile.gettempdir()) / name)
+        target = Path(merged_dir) if merged_dir else private_temporary_folder() / name
         path = resolve_checkpoint(pretrained, target, base_model)
         if not is_diffusion(path):
             raise OptionError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")

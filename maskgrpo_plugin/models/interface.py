@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
+from maskgrpo_plugin.models.weight_files import check_loaded
 
 
 @dataclass
@@ -128,6 +129,27 @@ class MaskPredictorModel(PreTrainedModel):
     supports_packing: ClassVar[bool] = False
     supports_block_cache: ClassVar[bool] = False
     main_input_name = "input_ids"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' own, whose arguments it takes; but weights that are missing are not made up.
+
+        Raises:
+            MissingWeightsError: parameters that the checkpoint lacks, or, unless `ignore_mismatched_sizes`, that have
+                another shape there.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        check_loaded(str(pretrained_model_name_or_path), info, shapes=not ignore_mismatched_sizes)
+        return (model, info) if output_loading_info else model
 
     @property
     def logits_shift(self) -> int:

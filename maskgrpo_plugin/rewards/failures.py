@@ -68,12 +68,21 @@ def resolve_failed_rewards(
 
 
 def mean_reward_components(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean over the samples of each number in their `reward_extra_info`, as `reward/<name>`; samples without it, or
-    whose `<name>_failed` is set, do not count.
+    """Mean over the samples of each number in their `reward_extra_info`, as `reward/<name>`. Samples without it do not
+    count, nor do those whose `<name>_failed` or, where there is no such flag, whose whole reward failed.
     """
     values: dict[str, list[float]] = {}
     for info in infos:
         for name, value in info.items():
-            if isinstance(value, int | float) and not info.get(f"{name}_failed"):
+            if isinstance(value, int | float) and (_is_record(name) or not _failed(info, name)):
                 values.setdefault(name, []).append(float(value))
     return {f"reward/{name}": sum(found) / len(found) for name, found in values.items()}
+
+
+def _is_record(name: str) -> bool:
+    """Whether a number tells how the scoring went, and is no score."""
+    return name.startswith("reward_") or name.endswith(("_failed", "_latency_s", "_batch_size"))
+
+
+def _failed(info: Mapping[str, Any], name: str) -> bool:
+    return bool(info.get(f"{name}_failed", info.get("reward_failed", 0.0)))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from maskgrpo_plugin.errors import OptionError, check_choice, check_keys, check_number
@@ -28,7 +28,8 @@ class SandboxConfig:
         allow_unisolated: local only. Run programs with limits alone where nothing isolates; for code you trust: it
             reads what we read, reaches the network, and what it starts may outlive us where we are killed.
         url: where the service listens; router: `http://host:port`, sandbox_fusion: `http://host:port/run_code`.
-        api_key: E2B's key; empty: the environment's E2B_API_KEY.
+        api_key: E2B's key; empty: the environment's E2B_API_KEY. A run's config must leave it empty, since verl prints
+            the config.
         template: E2B's template; empty: its default.
         timeout_s: wall-clock seconds for one test, the program's loading included; waiting for a processor of a busy
             machine does not count, up to twice as long. > 0.
@@ -54,7 +55,7 @@ class SandboxConfig:
     judging: str = "outside"
     allow_unisolated: bool = False
     url: str = ""
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     template: str = ""
     timeout_s: float = 5.0
     total_timeout_s: float = 30.0

@@ -11,20 +11,27 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.utils.padding import response_from_nested, response_to_nested
+from verl.workers.utils.padding import response_from_nested
 
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
 from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.registry import Registered
-from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
-from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
+from maskgrpo_plugin.trainer.accounted import AccountedTrainer
+from maskgrpo_plugin.trainer.checkpoints import (
+    STEP,
+    explained,
+    prune_references,
+    repair_pointer,
+    whole_checkpoints,
+)
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
+from maskgrpo_plugin.workers.scoring import Canvases, first_pass
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +40,7 @@ ESTIMATION_FIELDS = ("input_ids", "prompts", "responses", "response_mask", "mask
 WORKER_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
 
 
-class MaskGRPOStages(PPOTrainer):
+class MaskGRPOStages(AccountedTrainer):
     """What a MaskGRPO step (arXiv 2510.02880) does with its rollouts, over one of verl's trainers: rewards, old and
     reference estimates of every update's passes, advantages, then the μ updates in their order.
 
@@ -51,12 +58,7 @@ class MaskGRPOStages(PPOTrainer):
         self.is_diffusion = config.actor_rollout_ref.model.model_type == "masked_diffusion"
         self.estimation: EstimationConfig | None = None
         self.plan: StepPlan | None = None
-        image = config.reward.reward_manager.name == IMAGE_REWARD_MANAGER
-        self.reward_failure_policy = (
-            ImageRewardConfig.from_config(config.reward.image).on_failure
-            if image
-            else config.algorithm.get("on_reward_failure", "zero")
-        )
+        self.canvases: Canvases | None = None
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
             self.estimator = self.estimation.build()
@@ -96,40 +98,6 @@ class MaskGRPOStages(PPOTrainer):
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         return self._resolve_failed_rewards(batch, metrics)
 
-    def _resolve_failed_rewards(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Log the reward's components, and apply the policy for samples whose reward failed: new rewards, and no loss
-        for samples that are dropped.
-
-        A step in which no reward at all could be had keeps its samples with equal rewards, which is no advantage.
-        """
-        fields = ["uid", "rm_scores", "response_mask", "extra_fields"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        infos = [extra.get("reward_extra_info", {}) for extra in data["extra_fields"]]
-        metrics.update(mean_reward_components(infos))
-        failed = torch.tensor([float(info.get("reward_failed", 0.0)) > 0 for info in infos])
-        scores = data["rm_scores"].to_padded_tensor(0.0)
-        rewards = scores.sum(-1)
-        count = int((failed | ~rewards.isfinite()).sum())
-        metrics["reward/failed_samples"] = float(count)
-        if count == 0 or self.reward_failure_policy == "zero":
-            return batch
-        logger.warning("%d of %d rewards failed at step %d", count, len(batch), self.global_steps)
-        groups = [str(uid) for uid in data["uid"]]
-        resolved, keep = resolve_failed_rewards(rewards, failed, groups, self.reward_failure_policy)
-        if not keep.any():
-            keep = torch.ones_like(keep)
-        metrics["reward/dropped_samples"] = float((~keep).sum())
-        mask = data["response_mask"]
-        lengths = mask.offsets().diff()
-        scores = torch.zeros_like(scores)
-        scores[torch.arange(len(batch)), lengths - 1] = resolved.to(scores.dtype)
-        kept = mask.to_padded_tensor(0) * keep.unsqueeze(-1).to(mask.dtype)
-        written = TensorDict(
-            {"rm_scores": response_to_nested(scores, mask), "response_mask": response_to_nested(kept, mask)},
-            batch_size=len(batch),
-        )
-        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
-
     def _row_numbers(self, batch: KVBatchMeta) -> tuple[list[int], list[int]]:
         """Data row and completion number of each member of the batch."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index", "session_id"])
@@ -145,6 +113,7 @@ class MaskGRPOStages(PPOTrainer):
         self.plan = self.estimation.plan(self.global_steps, stop_token_ids=family.stop_token_ids)
         self._write_mask_keys(batch)
         self._write_extra_fields(batch)
+        self._keep_canvases(batch)
         for update in range(self.estimator.updates):
             for name, value in self.estimator.metrics(update).items():
                 metrics[f"actor/level_{update + 1}/{name}"] = value
@@ -165,6 +134,46 @@ class MaskGRPOStages(PPOTrainer):
         if self.estimation is not None:
             self._attach_plan(batch)
         return super()._compute_ref_log_prob(batch, metrics)
+
+    def _keep_canvases(self, batch: KVBatchMeta) -> None:
+        """Keep a few of the step's canvases for `_log_prob_gap`, in a step that validates."""
+        self.canvases = None
+        rows, every = self.config.actor_rollout_ref.rollout.log_prob_gap_rows, self.config.trainer.test_freq
+        if rows == 0 or every <= 0 or self.global_steps % every:
+            return
+        assert self.plan is not None
+        real = [n for n, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        keys = [batch.keys[n] for n in real[:rows]]
+        fields = [*ESTIMATION_FIELDS, *self.estimator.requires]
+        data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
+        family = load_family(self.config.actor_rollout_ref.model, self.tokenizer)
+        self.canvases = first_pass(data, self.plan, family.mask_token_id)
+
+    def _log_prob_gap(self) -> dict[str, float]:
+        """How far the rollout's model is from the actor after a weight sync: the mean absolute difference of their
+        log-probabilities on the step's own canvases, the largest of the servers, as `rollout/actor_log_prob_gap`.
+        """
+        if self.canvases is None or not self.canvases.places:
+            return {}
+        canvases, self.canvases = self.canvases, None
+        actor = torch.tensor(self.actor_rollout_wg.score(canvases)[0])
+        found = ray.get([server.score.remote(canvases) for server in self.llm_server_manager.server_handles])
+        gap = max(float((torch.tensor(served) - actor).abs().mean()) for served in found)
+        most = self.config.actor_rollout_ref.rollout.log_prob_gap_warning
+        if gap > most:
+            logger.warning(
+                "step %d: the log-probabilities of actor and rollout differ by %.4g on average, above "
+                "actor_rollout_ref.rollout.log_prob_gap_warning=%g: the rollouts are not of the actor's policy",
+                self.global_steps,
+                gap,
+                most,
+            )
+        return {"rollout/actor_log_prob_gap": gap}
+
+    def on_step_end(self) -> None:
+        """verl's weight sync; then what it left of a difference."""
+        super().on_step_end()
+        self._pending_sync_metrics = (getattr(self, "_pending_sync_metrics", None) or {}) | self._log_prob_gap()
 
     def _attach_plan(self, batch: KVBatchMeta, *more_fields: str) -> None:
         """Send the step's plan along with `batch`, and fetch no more fields than the engine reads.
@@ -193,11 +202,19 @@ class MaskGRPOStages(PPOTrainer):
         names = self._extra_fields()
         if not names:
             return
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        rows = {name: [torch.tensor(extra[name]) for extra in data["extra_fields"]] for name in names}
+        fields = ["extra_fields", "response_mask"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        lengths = data["response_mask"].offsets().diff().tolist()  # verl's padding rows copy the fields of a longer one
+        rows = {
+            name: [
+                torch.tensor(extra[name] if name == UNCOND_IDS else extra[name][:length])
+                for extra, length in zip(data["extra_fields"], lengths, strict=True)
+            ]
+            for name in names
+        }
         jagged = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in rows.items()}
-        fields = TensorDict(jagged, batch_size=len(batch))
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        written = TensorDict(jagged, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.estimation is not None:
@@ -220,14 +237,43 @@ class MaskGRPOStages(PPOTrainer):
         return metrics
 
     def _save_checkpoint(self) -> None:
-        if self._keeps_reference():
-            self.actor_rollout_wg.save_reference(self._reference_folder())
-        super()._save_checkpoint()
+        """verl's checkpoint, and the reference where it is synchronised.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        root = Path(self.config.trainer.default_local_dir).absolute()
+        advice = "what is there of it is torn; make room and start the run again, which resumes from the one before it"
+        with explained("could not be written", root / f"{STEP}{self.global_steps}", advice):
+            if self._keeps_reference():
+                self.actor_rollout_wg.save_reference(self._reference_folder())
+            super()._save_checkpoint()
+        prune_references(root)
 
     def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.global_steps > 0 and self._keeps_reference():
-            self.actor_rollout_wg.load_reference(self._reference_folder())
+        """verl's resume, and the reference where it is synchronised and was saved.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+        """
+        trainer = self.config.trainer
+        root = Path(trainer.default_local_dir).absolute()
+        if trainer.resume_mode == "auto":
+            repair_pointer(root)
+        folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else root
+        advice = f"whole ones are {whole_checkpoints(root)}, for trainer.resume_mode=resume_path and"
+        with explained("could not be read", folder, f"{advice} trainer.resume_from_path"):
+            super()._load_checkpoint()
+            if self.global_steps == 0 or not self._keeps_reference():
+                return
+            if Path(self._reference_folder()).is_dir():
+                self.actor_rollout_wg.load_reference(self._reference_folder())
+            else:
+                logger.warning(
+                    "%s does not exist: algorithm.estimation.reference_sync_steps was not set when the checkpoint was "
+                    "written, and the reference is the model that the run began with",
+                    self._reference_folder(),
+                )
 
     def _keeps_reference(self) -> bool:
         synced = self.estimation is not None and self.estimation.reference_sync_steps > 0

@@ -7,11 +7,12 @@ import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name
+from verl.utils.device import get_device_id, get_device_name
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from maskgrpo_plugin.workers import engine as _engines  # noqa: F401  (importing registers the engines)
+from maskgrpo_plugin.workers.scoring import Canvases, score_canvases
 
 UPDATES = "updates"
 
@@ -89,6 +90,13 @@ class MaskGRPOWorker(ActorRolloutRefWorker):
                 source = actor[name]
                 target = _local(parameter)
                 target.copy_(_local(source).to(target.device, target.dtype))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def score(self, canvases: Canvases) -> list[float]:
+        """Log-probabilities by the actor, the same on every rank; see `score_canvases`."""
+        engine = self.actor.engine
+        with engine.eval_mode(), engine.autocast():
+            return score_canvases(engine.module, canvases, get_device_id())
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_reference(self, folder: str) -> None:

@@ -128,7 +128,7 @@ def test_two_steps_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_p
         assert metrics[step]["actor/level_1/log_ratio_abs_max"] == 0.0
 
 
-def test_rollouts_ahead_of_training(tiny_run, tmp_path):
+def test_rollouts_ahead_of_training_keep_the_order_of_revealing(tiny_run, tmp_path):
     metrics = train(
         tiny_run,
         tmp_path,
@@ -136,6 +136,7 @@ def test_rollouts_ahead_of_training(tiny_run, tmp_path):
         f"quickstart_dir={tiny_run}",
         *SMALL,
         "trainer.v1.trainer_mode=maskgrpo_colocate_async",
+        "method=tracerl",
         f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
         "trainer.total_training_steps=3",
     )
@@ -157,6 +158,7 @@ def test_texts_train_while_scorers_raise_hang_and_lose_their_sandbox(tiny_run, t
         f"reward.custom_reward_function.path={ROOT}/tests/e2e/faulty_reward.py",
         "reward.timeout_s=3",
         "algorithm.on_reward_failure=drop_sample",
+        "algorithm.max_lost_share=1",
         "trainer.total_training_steps=2",
         clean=False,  # the scorers' failures are logged with theirs
     )
@@ -169,7 +171,8 @@ def test_texts_train_while_scorers_raise_hang_and_lose_their_sandbox(tiny_run, t
         assert step["actor/level_1/log_ratio_abs_max"] == 0.0
 
 
-def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_path):
+@pytest.mark.parametrize("mode", ["maskgrpo_sync", "maskgrpo_colocate_async"])
+def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_path, mode):
     factory = f"{ROOT}/tests/e2e/brightness.py:Brightness"
     metrics = train(
         tiny_digits,
@@ -183,7 +186,9 @@ def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_pat
         f"+reward.image.scorers.fragile={{factory: '{factory}', max_batch: 1, options: {{fail_below: 0.5}}}}",
         "actor_rollout_ref.rollout.sampler.options.cfg_scale=1.5",
         "algorithm.estimation.cfg_scale=1.5",
+        "algorithm.max_lost_share=1",
         f"trainer.default_local_dir={tmp_path}",
+        f"trainer.v1.trainer_mode={mode}",
         "trainer.total_training_steps=1",
         "trainer.test_freq=1",
         clean=False,  # the scorer's failures are logged with theirs

@@ -14,6 +14,15 @@ def test_a_failed_scorers_number_is_no_part_of_the_mean():
     assert mean_reward_components(infos) == {"reward/clip": 0.8, "reward/clip_failed": 0.5}
 
 
+def test_a_sample_whose_whole_reward_failed_counts_as_failed_and_not_as_wrong():
+    infos = [{"acc": 1.0, "reward_failed": 0.0}, {"acc": 0.0, "reward_failed": 1.0}]
+    assert mean_reward_components(infos) == {"reward/acc": 1.0, "reward/reward_failed": 0.5}
+    images = [{"score": 0.0, "clip": 0.8, "clip_failed": 0.0, "hps": 0.0, "hps_failed": 1.0, "reward_failed": 1.0}]
+    found = mean_reward_components(images)
+    assert found["reward/clip"] == 0.8 and found["reward/hps_failed"] == found["reward/reward_failed"] == 1.0
+    assert "reward/score" not in found and "reward/hps" not in found
+
+
 def test_captions_leave_out_what_all_prompts_begin_with():
     prompts = ["a handwritten seven", "a handwritten two", "a handwritten seven"]
     assert distinct_words(prompts) == ["seven", "two", "seven"]

@@ -75,11 +75,16 @@ def test_the_chat_templates_settings_reach_every_prompt_with_a_chat(switched, in
     assert twice.prompt_ids.count(word) == plain.prompt_ids.count(word) + 1
 
 
-def test_a_text_is_cut_on_its_left_and_hidden_whole_without_its_text(family):
+def test_a_text_is_never_cut_and_hidden_whole_without_its_text(family):
     whole = RequestBuilder(family.tokenizer, family).build(SEVEN, {}, 5)
-    cut = RequestBuilder(family.tokenizer, family, longest_text=2).build(SEVEN, {}, 5)
-    assert cut.prompt_ids == whole.prompt_ids[-2:] and cut.uncond_ids == [family.mask_token_id] * 2
-    assert cut.response_mask == [1] * 5 and cut.new_tokens == 5 and cut.arguments == {}
+    length = len(whole.prompt_ids)
+    assert whole.uncond_ids == [family.mask_token_id] * length
+    assert whole.response_mask == [1] * 5 and whole.new_tokens == 5 and whole.arguments == {}
+    assert RequestBuilder(family.tokenizer, family, longest_text=length).build(SEVEN, {}, 5) == whole
+    for limited in (family, None):
+        builder = RequestBuilder(family.tokenizer, limited, longest_text=length - 1)
+        with pytest.raises(ValueError, match=f"{length} tokens.*prompt_length={length - 1}.*none is cut"):
+            builder.build(SEVEN, {}, 5)
 
 
 def test_an_autoregressive_checkpoint_takes_texts_alone(family):

@@ -15,6 +15,7 @@ from maskgrpo_plugin.workers.rollout.model_weights import allocate_parameters, r
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
 from maskgrpo_plugin.workers.rollout.weight_transfer import send_weights
+from maskgrpo_plugin.workers.scoring import Canvases
 
 PROMPTS = [[1, 10, 11, 19, 12, 13, 21], [1, 10, 19, 12, 21], [1, 14, 15, 16, 19, 12, 13, 17, 21], [1, 10, 11, 19, 12]]
 
@@ -178,3 +179,54 @@ def test_an_abort_answers_what_waits(tiny_run):
 
     aborted = run(go())
     assert aborted.stop_reason == "aborted" and aborted.token_ids == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "message"),
+    [([1, 10, 4000], 1, "token 4000 .* 0 to"), ([1, -1], 1, "token -1"), ([1, 10], 2**63, "seed=.*below 2")],
+)
+def test_a_request_that_no_model_could_serve_is_refused_before_it_meets_others(tiny_run, prompt, seed, message):
+    server = make_server(tiny_run)
+
+    async def go():
+        bad = server.generate("bad", prompt, {"temperature": 0.0, "seed": seed})
+        return await asyncio.gather(bad, ask(server, [0, 1], 0.0), return_exceptions=True)
+
+    refused, answers = run(go())
+    assert isinstance(refused, ValueError)
+    with pytest.raises(ValueError, match=message):
+        raise refused
+    assert answers == run(ask(server, [0, 1], 0.0))
+
+
+def test_weights_that_come_after_an_abort_wait_for_generation_to_be_resumed(tiny_run):
+    server = make_server(tiny_run)
+
+    async def go():
+        await server.abort_all_requests()
+
+        async def deliver(bucket):
+            await server.receive_bucket(bucket)
+
+        state = server.model.state_dict().items()
+        await send_weights(state, deliver, bucket_bytes=1 << 20, device=torch.device("cpu"))
+        waiting = asyncio.create_task(ask(server, [0], 0.0))
+        await asyncio.sleep(0.3)
+        early = waiting.done()
+        await server.resume_generation()
+        return early, await waiting
+
+    early, answers = run(go())
+    assert not early and len(answers) == 1
+
+
+def test_a_server_scores_tokens_as_its_model_does(tiny_run):
+    server = make_server(tiny_run)
+    mask = server.family.mask_token_id
+    rows = [[1, 10, 19, mask, mask], [1, 14, mask]]
+    canvases = Canvases(ids=rows[0] + rows[1], lengths=[5, 3], places=[3, 4, 7], targets=[12, 13, 15])
+    with torch.inference_mode():
+        first, second = (server.model(torch.tensor([row])).logits[0].log_softmax(-1) for row in rows)
+    expected = [first[3, 12], first[4, 13], second[2, 15]]
+    assert run(server.score(canvases)) == pytest.approx([float(value) for value in expected], abs=1e-5)
+    assert run(ask(server, [0], 0.0))

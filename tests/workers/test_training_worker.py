@@ -23,7 +23,7 @@ SGD = [
     "actor_rollout_ref.actor.optim.optimizer=SGD",
     "actor_rollout_ref.actor.optim.lr=0.5",
     "actor_rollout_ref.actor.optim.clip_grad=1000.0",
-    "actor_rollout_ref.actor.grad_clip=1000.0",
+    "actor_rollout_ref.actor.optim.clip_grad=1000.0",
 ]
 ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 DYNAMIC = [

@@ -31,19 +31,36 @@ class LLaDARMSNorm(nn.Module):
         return self.weight * scaled.to(x.dtype)
 
 
-def rotary_embedding(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions in float32; (B, L) -> two of (B, 1, L, head_dim)."""
-    exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
-    angles = position_ids[:, None, :, None].float() / theta**exponents
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+class Rotary:
+    """Rotary positions (half rotation) of a batch's columns, in float32 whatever the model is in.
 
+    FSDP2's mixed precision casts every floating tensor among a block's arguments, but looks into no object of a class
+    that it does not know: so the blocks of a sharded actor get the same angles as those of a rollout server.
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions (half rotation) to (B, H, L, head_dim) in float32, back in the input's dtype."""
-    full = x.float()
-    first, second = full.chunk(2, dim=-1)
-    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    Attributes:
+        cos, sin: (B, 1, W, head_dim).
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor):
+        self.cos, self.sin = cos, sin
+
+    @classmethod
+    def at_positions(cls, position_ids: Tensor, head_dim: int, theta: float) -> "Rotary":
+        """Those of positions (B, W)."""
+        exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
+        angles = position_ids[:, None, :, None].float() / theta**exponents
+        angles = torch.cat([angles, angles], dim=-1)
+        return cls(angles.cos(), angles.sin())
+
+    def at_columns(self, columns: Tensor) -> "Rotary":
+        """Those of some of the columns alone; see `Layout.columns`."""
+        return Rotary(*(at_columns(part.squeeze(1), columns).unsqueeze(1) for part in (self.cos, self.sin)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate (B, H, W, head_dim) in float32, back in the input's dtype."""
+        full = x.float()
+        first, second = full.chunk(2, dim=-1)
+        return (full * self.cos + torch.cat([-second, first], dim=-1) * self.sin).to(x.dtype)
 
 
 class LLaDALlamaBlock(GradientCheckpointingLayer):
@@ -68,26 +85,26 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
         self.ff_out = nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, layout: Layout) -> Tensor:
         """(B, W, D) -> (B, W, D), or (B, K, D) at the layout's columns; (1, T, D) -> (1, T, D) or (1, N, D) of a line.
 
         Args:
             x: hidden states.
-            cos, sin: rotary embedding, (B, 1, W, head_dim).
+            rotary: of the W columns.
             layout: of the columns.
         """
         h = self.attn_norm(x)
         columns, packing, mask = layout.columns, layout.packing, layout.attention_mask
         shape = (*h.shape[:2], -1, self.head_dim)
-        key = rotate(self.k_proj(h).view(shape).transpose(1, 2), cos, sin)
+        key = rotary(self.k_proj(h).view(shape).transpose(1, 2))
         value = self.v_proj(h).view(shape).transpose(1, 2)
         if layout.cache is not None:
             key, value = layout.cache.update(self.layer_idx, key, value, layout.first_column)
         if columns is not None:
             x, h = at_columns(x, columns), at_columns(h, columns)
-            cos, sin = (at_columns(part.squeeze(1), columns).unsqueeze(1) for part in (cos, sin))
+            rotary = rotary.at_columns(columns)
             mask = None if mask is None else mask_at_columns(mask, columns)
-        query = rotate(self.q_proj(h).view(*h.shape[:2], -1, self.head_dim).transpose(1, 2), cos, sin)
+        query = rotary(self.q_proj(h).view(*h.shape[:2], -1, self.head_dim).transpose(1, 2))
         if packing is None:
             attended = self._attend(query, key, value, mask)
         else:
@@ -226,12 +243,12 @@ class LLaDAModelLM(MaskPredictorModel):
         """Blocks and final norm; see `MaskPredictorModel.encode`."""
         transformer = self.model.transformer
         x = transformer["emb_drop"](inputs_embeds)
-        cos, sin = rotary_embedding(layout.position_ids, self.config.head_dim, self.config.rope_theta)
+        rotary = Rotary.at_positions(layout.position_ids, self.config.head_dim, self.config.rope_theta)
         *blocks, last = transformer["blocks"]
         all_columns = replace(layout, columns=None)
         for block in blocks:
-            x = block(x, cos, sin, all_columns)
-        return transformer["ln_f"](last(x, cos, sin, layout))
+            x = block(x, rotary, all_columns)
+        return transformer["ln_f"](last(x, rotary, layout))
 
 
 register_model(LLaDAConfig, LLaDAModelLM)

@@ -15,6 +15,7 @@ import ray
 from maskgrpo_plugin.rewards.images.worker import Scored, ScorerWorker
 
 MAX_WAITING = 10_000
+MAX_RESTARTS = 5
 
 
 class ScorerPool:
@@ -53,7 +54,7 @@ class ScorerPool:
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
                 max_concurrency=MAX_WAITING,
-                max_restarts=-1,
+                max_restarts=MAX_RESTARTS,
             ).remote(factory, dict(options), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
             for replica in range(replicas)
         ]

@@ -4,80 +4,80 @@ The published reward protocol (Flow-GRPO's reward servers) sends pickles. A pick
 has them called. Here no named thing is ever imported: the few names that numpy's arrays and the standard containers
 need stand for functions of this module, which check their arguments; any other name ends the reading with an error.
 A list of admitted names whose real functions are called would be shorter, but numpy's own are no safe ground: they
-make arrays of objects, dtypes of records and views of any size, as the pickle asks.
+make arrays of objects, dtypes of records and views of any size, as the pickle asks. Nor is Python's own unpickler,
+whose memory and time a pickle can choose: the opcodes are run by `pickle_machine`.
 """
 
-import io
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from maskgrpo_plugin.rewards.images.pickle_machine import (
+    Budget,
+    PickleMachine,
+    StandIn,
+    UnsafePickleError,
+    check_key,
+)
+
 NUMBER_KINDS = "biuf"
 TEXT_KINDS = "US"
 MAX_DEPTH = 64
+MAX_DIMENSIONS = 32
+_LONGEST_CODE = 12
+_LONGEST_EMPTY_AXIS = 2**16
+_LONGEST_CAUSE = 200
 
-
-class UnsafePickleError(ValueError):
-    """The bytes are no pickle, or one that holds more than plain data."""
+__all__ = ["UnsafePickleError", "loads"]
 
 
 def loads(data: bytes, *, text_arrays: bool = False) -> Any:
     """Read a pickle of plain data.
+
+    Time and memory are bounded: at most `pickle_machine.MAX_OPCODES` opcodes, and all objects together at most
+    FREE_BYTES + BYTES_PER_BYTE · len(data) bytes.
 
     Args:
         data: the pickle, of any protocol.
         text_arrays: also admit numpy arrays of strings (clients of the published protocol send prompts so).
 
     Returns:
-        None, booleans, numbers, strings, bytes, and lists, tuples, sets, dicts and numpy arrays of numbers of them.
-        An OrderedDict or a defaultdict comes as a dict, a numpy scalar as a Python number.
+        None, booleans, numbers, strings, bytes, and lists, tuples, sets, dicts and numpy arrays of numbers of them;
+        keys and members of sets are text, bytes, integers below 2^61, booleans or None. An OrderedDict or a defaultdict
+        comes as a dict, a numpy scalar as a Python number. What the pickle shares is shared: a few hundred bytes can
+        describe a list of lists that takes for ever to walk or print.
 
     Raises:
         UnsafePickleError: anything else; nothing was imported or called for it.
     """
+    budget = Budget(len(data))
     try:
-        value = _Unpickler(io.BytesIO(data), NUMBER_KINDS + TEXT_KINDS * text_arrays).load()
-        return _Plain().convert(value)
+        names = _names(NUMBER_KINDS + TEXT_KINDS * text_arrays, budget)
+        return _Plain(budget).convert(PickleMachine(names, budget).run(data))
     except UnsafePickleError:
         raise
     except Exception as error:  # a damaged pickle raises errors of almost any type
-        raise UnsafePickleError(f"not a readable pickle: {type(error).__name__}: {error}") from error
+        cause = f"{type(error).__name__}: {error}"[:_LONGEST_CAUSE]
+        raise UnsafePickleError(f"not a readable pickle: {cause}") from None
 
 
-class _Name:
-    """What a name in a pickle stands for: calls a function of ours, and cannot be changed by the pickle."""
-
-    __slots__ = ("_build",)
-    _build: Callable[..., Any]
-
-    def __init__(self, build: Callable[..., Any]):
-        object.__setattr__(self, "_build", build)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._build(*args)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise UnsafePickleError("the pickle tries to change a function")
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError("the pickle tries to change a function")
-
-
-class _Dtype:
+class _Dtype(StandIn):
     """A numpy dtype of numbers or text, built from the arguments in the pickle."""
 
     __slots__ = ("byte_order", "code", "kinds")
 
     def __init__(self, kinds: str, code: Any):
-        if not isinstance(code, str) or len(code) < 2 or code[0] not in kinds or not code[1:].isdigit():
-            raise UnsafePickleError(f"a numpy array of type {code!r}; admitted are numbers")
+        digits = code[1:] if type(code) is str and len(code) <= _LONGEST_CODE else ""
+        if not (digits.isascii() and digits.isdigit()) or code[0] not in kinds:
+            found = repr(code) if type(code) is str and len(code) <= _LONGEST_CODE else type(code).__name__
+            raise UnsafePickleError(f"a numpy array of type {found}; admitted are numbers")
         self.kinds, self.code, self.byte_order = kinds, code, "="
 
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
+    def set_state(self, state: Any) -> None:
+        """Take over the byte order."""
+        if type(state) is not tuple or len(state) < 5 or type(state[1]) is not str or state[1] not in set("<>|="):
             raise UnsafePickleError("a damaged numpy dtype")
         if any(part is not None for part in state[2:5]):
             raise UnsafePickleError("a numpy array of records; admitted are numbers")
@@ -91,7 +91,7 @@ class _Dtype:
         return found
 
 
-class _Array:
+class _Array(StandIn):
     """A numpy array to be; what the pickle says of it is checked when `array` builds it."""
 
     __slots__ = ("dtype", "order", "raw", "shape")
@@ -99,68 +99,83 @@ class _Array:
     def __init__(self, shape: Any = None, dtype: Any = None, order: Any = "C", raw: Any = None):
         self.shape, self.dtype, self.order, self.raw = shape, dtype, order, raw
 
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) not in (4, 5):
+    def set_state(self, state: Any) -> None:
+        """Take over shape, dtype, order and bytes."""
+        if type(state) is not tuple or len(state) not in (4, 5):
             raise UnsafePickleError("a damaged numpy array")
         self.shape, self.dtype, is_fortran, self.raw = state[-4:]
         self.order = "F" if is_fortran else "C"
 
-    def array(self) -> np.ndarray:
+    def array(self, budget: Budget) -> np.ndarray:
         """The array, a copy of its own memory."""
-        if not isinstance(self.raw, bytes | bytearray) or not isinstance(self.dtype, _Dtype):
+        if type(self.raw) not in (bytes, bytearray) or type(self.dtype) is not _Dtype:
             raise UnsafePickleError("a numpy array of objects; admitted are numbers")
-        if not isinstance(self.shape, tuple) or not all(type(n) is int and n >= 0 for n in self.shape):
-            raise UnsafePickleError("a numpy array with a damaged shape")
-        dtype = self.dtype.dtype()
-        if math.prod(self.shape) * dtype.itemsize != len(self.raw):
-            raise UnsafePickleError(f"a numpy array of shape {self.shape} and type {dtype} in {len(self.raw)} bytes")
-        flat = np.frombuffer(bytes(self.raw), dtype=dtype)
-        return flat.reshape(self.shape, order="F" if self.order == "F" else "C").copy()
+        shape, dtype = _check_shape(self.shape), self.dtype.dtype()
+        if math.prod(shape) * dtype.itemsize != len(self.raw):
+            raise UnsafePickleError(f"a numpy array of shape {shape} and type {dtype} in {len(self.raw)} bytes")
+        budget.spend(len(self.raw))
+        flat = np.frombuffer(self.raw, dtype=dtype)
+        order = "F" if type(self.order) is str and self.order == "F" else "C"
+        return flat.reshape(shape, order=order).copy()  # type: ignore[call-overload]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows a fixed list of names, none of which is imported."""
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    """A shape as it is, where its axes can be those of an array in a message."""
+    if type(shape) is not tuple or len(shape) > MAX_DIMENSIONS:
+        raise UnsafePickleError("a numpy array with a damaged shape")
+    if not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+        raise UnsafePickleError("a numpy array with a damaged shape")
+    if 0 in shape and max(shape) > _LONGEST_EMPTY_AXIS:
+        raise UnsafePickleError("an empty numpy array that is very long")
+    return shape
 
-    def __init__(self, file: io.BytesIO, kinds: str):
-        super().__init__(file)
-        self.kinds = kinds
-        self.names: dict[str, Callable[..., Any]] = {
-            "numpy.dtype": lambda code, *_: _Dtype(kinds, code),
-            "numpy.ndarray": _never_called,
-            "builtins.bytes": lambda: b"",
-            "builtins.bytearray": lambda value=b"": bytearray(_of_type(value, bytes)),
-            "builtins.list": _never_called,
-            "builtins.dict": _never_called,
-            "builtins.int": _never_called,
-            "builtins.float": _never_called,
-            "builtins.set": lambda values=(): set(_of_type(values, list)),
-            "builtins.frozenset": lambda values=(): frozenset(_of_type(values, list)),
-            "collections.OrderedDict": lambda items=(): dict(items),
-            "collections.defaultdict": lambda factory=None: {},
-            "_codecs.encode": lambda text, encoding: _of_type(text, str).encode(_one_of(encoding, "latin1")),
-        }
-        for core in ("numpy.core", "numpy._core"):
-            self.names[f"{core}.multiarray._reconstruct"] = lambda *_: _Array()
-            self.names[f"{core}.multiarray.scalar"] = lambda dtype, raw=None: _Array((), dtype, "C", raw)
-            self.names[f"{core}.numeric._frombuffer"] = lambda raw, dtype, shape, order: _Array(
-                shape, dtype, order, raw
-            )
 
-    def find_class(self, module: str, name: str) -> Any:
-        """A stand-in for the name, or UnsafePickleError."""
-        module = {"__builtin__": "builtins"}.get(module, module)
-        build = self.names.get(f"{module}.{name}")
-        if build is None:
-            raise UnsafePickleError(f"the pickle names {module}.{name}; only plain data and numpy numbers are read")
-        return _Name(build)
+def _names(kinds: str, budget: Budget) -> dict[str, Callable[..., Any]]:
+    """What stands for each admitted name; what is called is checked and counted."""
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Never admitted."""
-        raise UnsafePickleError("the pickle refers to things outside itself")
+    def to_bytearray(value: Any = b"") -> bytearray:
+        budget.spend(len(_of_type(value, bytes)))
+        return bytearray(value)
+
+    def encode(text: Any, encoding: Any) -> bytes:
+        if type(encoding) is not str or encoding != "latin1":
+            raise UnsafePickleError("the pickle asks for another encoding than latin1")
+        budget.spend(len(_of_type(text, str)))
+        return text.encode("latin1")
+
+    def members(values: Any = None) -> list[Any]:
+        found = [] if values is None else _of_type(values, list)
+        budget.spend(128 * len(found))
+        return [check_key(value) for value in found]
+
+    names: dict[str, Callable[..., Any]] = {
+        "numpy.dtype": lambda code, *_: _Dtype(kinds, code),
+        "builtins.bytes": lambda: b"",
+        "builtins.bytearray": to_bytearray,
+        "builtins.set": lambda *values: set(members(*values)),
+        "builtins.frozenset": lambda *values: frozenset(members(*values)),
+        "collections.OrderedDict": lambda items=(): _empty(items),
+        "collections.defaultdict": lambda factory=None: {},
+        "_codecs.encode": encode,
+        **dict.fromkeys(("numpy.ndarray", *(f"builtins.{n}" for n in ("list", "dict", "int", "float"))), _never_called),
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray._reconstruct"] = lambda *_: _Array()
+        names[f"{core}.multiarray.scalar"] = lambda dtype, raw=None: _Array((), dtype, "C", raw)
+        names[f"{core}.numeric._frombuffer"] = lambda raw, dtype, shape, order: _Array(shape, dtype, order, raw)
+    return names
 
 
 def _never_called(*args: Any) -> Any:
     raise UnsafePickleError("the pickle calls a type; only plain data and numpy numbers are read")
+
+
+def _empty(items: Any) -> dict:
+    """An OrderedDict's beginning; protocols 0 and 1 of old Pythons give its items here, as a list of pairs."""
+    pairs = [] if type(items) is tuple and not items else _of_type(items, list)
+    if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+        raise UnsafePickleError("a damaged OrderedDict")
+    return {check_key(key): value for key, value in pairs}
 
 
 def _of_type(value: Any, kind: type) -> Any:
@@ -169,16 +184,11 @@ def _of_type(value: Any, kind: type) -> Any:
     return value
 
 
-def _one_of(value: Any, *allowed: str) -> str:
-    if value not in allowed:
-        raise UnsafePickleError(f"the pickle asks for the encoding {value!r}")
-    return value
-
-
 class _Plain:
     """Copies what was read into plain data; shared parts are copied once, cycles and great depth are refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
         self.done: dict[int, Any] = {}
         self.open: set[int] = set()
 
@@ -198,10 +208,12 @@ class _Plain:
 
     def _container(self, value: Any, depth: int) -> Any:
         if isinstance(value, _Array):
-            array = value.array()
+            array = value.array(self.budget)
             return array.item() if array.ndim == 0 else array
         if isinstance(value, dict):
-            return {self.convert(k, depth): self.convert(v, depth) for k, v in value.items()}
+            self.budget.spend(128 * len(value))
+            return {key: self.convert(part, depth) for key, part in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
+            self.budget.spend(128 * len(value))
             return type(value)(self.convert(part, depth) for part in value)
         raise UnsafePickleError(f"the data holds a {type(value).__name__}")

@@ -5,15 +5,17 @@ answered by a pickled dict of lists. A server that says in `GET /health` that it
 does) is spoken to in JSON, images in base64.
 """
 
+import asyncio
 import json
 import math
 import os
-import urllib.error
+import threading
 import urllib.parse
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number
 from maskgrpo_plugin.rewards.images.registry import check_option_names
@@ -21,6 +23,9 @@ from maskgrpo_plugin.rewards.images.sample import ScorerUnavailable
 
 JSON_TYPE = "application/json"
 FORMATS = ("auto", "json", "pickle")
+ANSWER_BYTES = 1 << 16
+MAX_JSON_PARTS = 1_000_000
+_GRACE_S = 0.5
 # What UnifiedReward was trained to answer; the prompt goes in place of {prompt}.
 UNIFIED_REWARD_QUESTION = (
     "<image>\nYou are given a text caption and a generated image based on that caption. Your task is to evaluate this "
@@ -102,9 +107,7 @@ class RemoteOptions:
     api_key_env: str = ""
 
     def __post_init__(self):
-        parts = urllib.parse.urlsplit(str(self.url))
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OptionError("url", self.url, "write http://host:port")
+        _check_url(self.url)
         check_choice("protocol", self.protocol, (*PROTOCOLS, CHAT))
         check_choice("format", self.format, FORMATS)
         for option in ("timeout_s", "health_timeout_s"):
@@ -117,6 +120,20 @@ class RemoteOptions:
             check_number(option, getattr(self, option), least, most, whole=True)
         if self.protocol == CHAT and "{prompt}" not in self.question:
             raise OptionError("question", self.question, "it must hold {prompt}")
+
+
+def _check_url(url: Any) -> None:
+    """Raise OptionError unless `url` is one of HTTP, without a user's name and password (they would be logged)."""
+    try:
+        parts = urllib.parse.urlsplit(url if isinstance(url, str) and url.isprintable() and " " not in url else "")
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        has_user = "@" in parts.netloc
+    except ValueError:
+        usable, has_user = False, False
+    if has_user:
+        raise OptionError("url", "…", "write http://host:port, and the key into the variable that api_key_env names")
+    if not usable:
+        raise OptionError("url", url, "write http://host:port")
 
 
 def check_remote_options(options: Mapping[str, Any]) -> None:
@@ -136,7 +153,8 @@ def check_remote_options(options: Mapping[str, Any]) -> None:
 def probe(settings: RemoteOptions) -> tuple[str, ...]:
     """Ask a server whether it is there.
 
-    Any answer that is no server error will do: the published servers know no address but `POST /`.
+    Any answer that is no server error will do: the published servers know no address but `POST /`. A redirect is such
+    an answer, and is not followed.
 
     Returns:
         the formats it says it knows; `pickle` alone where it says nothing.
@@ -144,23 +162,88 @@ def probe(settings: RemoteOptions) -> tuple[str, ...]:
     Raises:
         ScorerUnavailable: no answer within `health_timeout_s`, or one of a server that cannot work.
     """
-    path = "/models" if settings.protocol == CHAT else "/health"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(settings.url.rstrip("/") + path, headers=authorization(settings))
-    try:
-        with opener.open(request, timeout=settings.health_timeout_s) as answer:
-            body, kind = answer.read(1 << 16), answer.headers.get_content_type()
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise ScorerUnavailable(f"HTTP {error.code}") from error
+    answer = _within(_fetch(settings), settings.health_timeout_s)
+    if answer.status >= 500:
+        raise ScorerUnavailable(f"HTTP {answer.status}")
+    if answer.status != 200 or answer.content_type != JSON_TYPE:
         return ("pickle",)
-    except OSError as error:
-        raise ScorerUnavailable(str(getattr(error, "reason", error))) from error
     try:
-        known = json.loads(body).get("formats", ()) if kind == JSON_TYPE else ()
-    except (ValueError, AttributeError):
+        known = read_json(answer.body)["formats"]
+    except (ValueError, LookupError, TypeError):
         known = ()
+    known = [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
     return tuple(name for name in FORMATS if name in known) or ("pickle",)
+
+
+class _Answer(NamedTuple):
+    """An answer to the question whether a server is there; the body is its first ANSWER_BYTES."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+async def _fetch(settings: RemoteOptions) -> _Answer:
+    """Ask once, following no redirect: the header of the key is for the configured host alone.
+
+    Raises:
+        ScorerUnavailable: no answer, or none that is HTTP.
+    """
+    import aiohttp
+
+    url = settings.url.rstrip("/") + ("/models" if settings.protocol == CHAT else "/health")
+    limit = aiohttp.ClientTimeout(total=settings.health_timeout_s)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=limit) as session,
+            session.get(url, headers=authorization(settings), allow_redirects=False) as answer,
+        ):
+            body = b""
+            async for part in answer.content.iter_any():
+                body += part
+                if len(body) >= ANSWER_BYTES:
+                    break
+            return _Answer(answer.status, answer.content_type, body[:ANSWER_BYTES])
+    except (TimeoutError, asyncio.TimeoutError):
+        raise ScorerUnavailable(_too_late(settings.health_timeout_s)) from None
+    except Exception as error:  # a url or an answer that makes no sense raises errors of many types
+        cause = f"{type(error).__name__}: {error}"[:200]
+        raise ScorerUnavailable(cause) from error
+
+
+def _within(awaitable: Coroutine[Any, Any, _Answer], seconds: float) -> _Answer:
+    """Run in an event loop of its own, in a thread: the caller may be in one, and a name server's answer may hang."""
+    outcome: Future[_Answer] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(asyncio.run(awaitable))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="reward-server-probe", daemon=True).start()
+    try:
+        return outcome.result(seconds + _GRACE_S)
+    except FutureTimeoutError:
+        raise ScorerUnavailable(_too_late(seconds)) from None
+
+
+def _too_late(seconds: float) -> str:
+    return f"no answer within {seconds} s (health_timeout_s)"
+
+
+def read_json(body: bytes) -> Any:
+    """A JSON message.
+
+    Raises:
+        ValueError: it is no JSON, too deep, or has so many parts that it would take far more memory than its text.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
+        raise ValueError(f"JSON of more than {MAX_JSON_PARTS} parts")
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("JSON that is too deep") from None
 
 
 def authorization(settings: RemoteOptions) -> dict[str, str]:

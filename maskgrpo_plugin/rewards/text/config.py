@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.rewards.sections import plain
@@ -12,6 +12,7 @@ from maskgrpo_plugin.rewards.text.registry import TASKS, check_weights
 
 SECTION = "reward"
 TEXT_REWARD_MANAGER = "maskgrpo_text"
+SECRETS = {"reward.sandbox.api_key": "E2B_API_KEY"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,22 @@ def check_text_reward_config(config: DictConfig) -> None:
     Raises:
         OptionError: the first key that cannot work, with its value and what is allowed.
     """
+    _refuse_secrets(config)
     if config.reward.reward_manager.name == TEXT_REWARD_MANAGER:
         TextRewardConfig.from_config(config)
+
+
+def _refuse_secrets(config: DictConfig) -> None:
+    """Raise OptionError, which does not repeat it, where the config holds a key: verl prints the whole config with all
+    its interpolations resolved, and hands it to the loggers.
+    """
+    for key, variable in SECRETS.items():
+        if OmegaConf.select(config, key):
+            raise OptionError(
+                key,
+                "…",
+                f"the config is printed into the log; set the environment variable {variable} where Ray is started",
+            )
 
 
 def _settings(name: str, reward: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,12 +1,23 @@
-"""The queue of a rollout server: full batches at once, others after a bounded wait; later requests may join a batch."""
+"""The queue of a rollout server: full batches at once, others after a bounded wait; later requests may join a batch.
+
+A thread of the queue's own runs the batches, so that requests and control calls may come from any event loop: Ray gives
+each concurrency group of an actor one.
+"""
 
 import asyncio
+import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+THREAD_IDLE_S = 5.0
 
 
 class BatchKind(NamedTuple):
@@ -37,7 +48,7 @@ class Request:
     prompt_ids: list[int]
     seed: int
     kind: BatchKind
-    future: asyncio.Future = field(repr=False)
+    future: Future = field(repr=False)
     payload: Any = None
     arrived: float = field(default_factory=time.monotonic)
 
@@ -83,16 +94,16 @@ class Batch:
         kind: the kind of them all.
     """
 
-    def __init__(self, queue: "RequestQueue", requests: list[Request], loop: asyncio.AbstractEventLoop):
+    def __init__(self, queue: "RequestQueue", requests: list[Request], *, joinable: bool = True):
         self.requests, self.kind = requests, requests[0].kind
         self.unanswered = list(requests)
-        self._queue, self._loop = queue, loop
+        self._queue, self._joinable = queue, joinable
 
     def take(self, most: int) -> list[Request]:
         """At most `most` waiting requests of the same kind, oldest first, which join the batch; none while the queue is
         paused, or where a request of another kind has waited longest.
         """
-        taken = self._queue.take(self.kind, most)
+        taken = self._queue.take(self.kind, most) if self._joinable else []
         self.unanswered += taken
         return taken
 
@@ -100,12 +111,18 @@ class Batch:
         """Give a request its result; the batch goes on."""
         self.unanswered.remove(request)
         self._queue.metrics.requests += 1
-        self._loop.call_soon_threadsafe(_settle, request.future, result)
+        settle(request, result)
 
 
-def _settle(future: asyncio.Future, result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
+def settle(request: Request, result: Any) -> None:
+    """Give a request its result, or an exception, unless it has one or was cancelled."""
+    try:
+        if isinstance(result, BaseException):
+            request.future.set_exception(result)
+        else:
+            request.future.set_result(result)
+    except InvalidStateError:
+        pass
 
 
 class RequestQueue:
@@ -131,48 +148,59 @@ class RequestQueue:
         self._max_wait_s = max_wait_s
         self._quiet_s = max_wait_s if quiet_s is None else quiet_s
         self._waiting: dict[BatchKind, deque[Request]] = {}
-        self._lock = threading.Lock()
-        self._changed = asyncio.Event()
-        self._open = asyncio.Event()
-        self._open.set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._worker: asyncio.Task | None = None
+        self._changed = threading.Condition()
+        self._open, self._busy = True, False
+        self._thread: threading.Thread | None = None
         self.metrics = BatchingMetrics()
 
     async def submit(self, prompt_ids: list[int], *, seed: int, kind: BatchKind, payload: Any = None) -> Any:
-        """Queue one request and wait for its result; an error of its batch is raised here."""
-        future = asyncio.get_running_loop().create_future()
-        with self._lock:
-            self._waiting.setdefault(kind, deque()).append(Request(prompt_ids, seed, kind, future, payload))
-        self._changed.set()
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._serve())
-        return await future
+        """Queue one request and wait for its result. An error of its batch is raised here only if the request fails by
+        itself as well: requests that a failed batch leaves without an answer are run again, one by one.
+        """
+        request = Request(prompt_ids, seed, kind, Future(), payload)
+        with self._changed:
+            self._waiting.setdefault(kind, deque()).append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return await asyncio.wrap_future(request.future)
 
     def take(self, kind: BatchKind, most: int) -> list[Request]:
         """Take up to `most` requests of the kind out of the queue; none while paused, or where another kind is next."""
-        with self._lock:
+        with self._changed:
             queue = self._oldest()
-            if not self._open.is_set() or queue is None or queue[0].kind != kind:
+            if not self._open or queue is None or queue[0].kind != kind:
                 return []
             return [queue.popleft() for _ in range(min(len(queue), most))]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether batches may run."""
+        return self._open
+
     async def pause(self) -> None:
         """Hold further requests back and wait until the running batch has ended."""
-        self._open.clear()
-        await self._idle.wait()
+        self._open = False
+        await asyncio.to_thread(self._wait_until_idle)
+
+    def _wait_until_idle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
 
     def resume(self) -> None:
         """Let batches run again."""
-        self._open.set()
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
 
-    def abort(self) -> list[Request]:
-        """Take every waiting request out of the queue and return them; their futures are left to the caller."""
-        with self._lock:
+    def abort(self, result: Any) -> None:
+        """Give every waiting request this result."""
+        with self._changed:
             waiting = [request for queue in self._waiting.values() for request in queue]
             self._waiting.clear()
-        return waiting
+        for request in waiting:
+            settle(request, result)
 
     def pop_metrics(self) -> dict[str, float]:
         """Read the counters and start them anew."""
@@ -180,42 +208,67 @@ class RequestQueue:
         self.metrics = BatchingMetrics()
         return summary
 
-    async def _serve(self) -> None:
-        while True:
-            await self._open.wait()
-            queue = self._oldest()
-            if queue is None:
-                self._changed.clear()
-                await self._changed.wait()
-                continue
-            deadline = min(queue[0].arrived + self._max_wait_s, queue[-1].arrived + self._quiet_s)
-            missing = deadline - time.monotonic()
-            if len(queue) < self.max_batch and missing > 0:
-                self._changed.clear()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), missing)
-                except asyncio.TimeoutError:
-                    pass
-                continue
-            batch = Batch(self, self.take(queue[0].kind, self.max_batch), asyncio.get_running_loop())
-            self._idle.clear()
-            error: Exception | None = None
+    def _serve(self) -> None:
+        while (batch := self._next_batch()) is not None:
             try:
-                await asyncio.to_thread(self._timed_run, batch)
-            except Exception as raised:
-                error = raised
+                self._run_apart(batch)
             finally:
-                self._idle.set()
-            for request in batch.unanswered:
-                if not request.future.done():
-                    request.future.set_exception(error or RuntimeError("the batch ended without this answer"))
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def _next_batch(self) -> Batch | None:
+        """Wait for the next batch; None ends the thread, after a time without requests."""
+        with self._changed:
+            while True:
+                queue = self._oldest()
+                if queue is None:
+                    if not self._changed.wait(THREAD_IDLE_S) and self._oldest() is None:
+                        self._thread = None
+                        return None
+                    continue
+                deadline = min(queue[0].arrived + self._max_wait_s, queue[-1].arrived + self._quiet_s)
+                missing = deadline - time.monotonic()
+                if not self._open:
+                    self._changed.wait()
+                elif len(queue) < self.max_batch and missing > 0:
+                    self._changed.wait(missing)
+                else:
+                    self._busy = True
+                    return Batch(self, self.take(queue[0].kind, self.max_batch))
+
+    def _run_apart(self, batch: Batch) -> None:
+        """Run a batch, and each request that it leaves without an answer by itself."""
+        error = self._timed_run(batch)
+        left = batch.unanswered
+        if error is not None and len(left) > 1:
+            logger.warning("a batch failed, and its %d unanswered requests are run one by one: %r", len(left), error)
+            for request in left:
+                alone = Batch(self, [request], joinable=False)
+                own_error = self._timed_run(alone)
+                for unanswered in alone.unanswered:
+                    settle(unanswered, own_error or _forgotten())
+        else:
+            for request in left:
+                settle(request, error or _forgotten())
 
     def _oldest(self) -> deque[Request] | None:
         queues = [queue for queue in self._waiting.values() if queue]
         return min(queues, key=lambda queue: queue[0].arrived) if queues else None
 
-    def _timed_run(self, batch: Batch) -> None:
+    def _timed_run(self, batch: Batch) -> Exception | None:
+        """Run a batch; returns what it raised, without the frames that hold its tensors."""
         started = time.monotonic()
-        self._run(batch)
-        self.metrics.busy_s += time.monotonic() - started
-        self.metrics.batches += 1
+        try:
+            self._run(batch)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            return error
+        finally:
+            self.metrics.busy_s += time.monotonic() - started
+            self.metrics.batches += 1
+        return None
+
+
+def _forgotten() -> RuntimeError:
+    return RuntimeError("the batch ended without this answer")

@@ -1,6 +1,5 @@
 """From a data row to a request: the prompt that the checkpoint's family lays out, its seed, what a server is given."""
 
-import logging
 import zlib
 from array import array
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,6 @@ from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
 
 if TYPE_CHECKING:
     from maskgrpo_plugin.config import ImageSettings
-
-logger = logging.getLogger(__name__)
 
 MODALITIES = ("text", "t2i", "mmu")
 
@@ -89,7 +86,7 @@ class RequestBuilder:
         family: the checkpoint's; None where it is autoregressive, which takes texts alone.
         grid: rows and columns of image tokens; None: the checkpoint's square.
         template_kwargs: settings of the chat template.
-        longest_text: tokens to which a text's prompt is cut on its left; None: not cut.
+        longest_text: most tokens of a text's prompt; None: any number.
     """
 
     tokenizer: Any
@@ -111,7 +108,8 @@ class RequestBuilder:
             answer_prefix: the beginning of a text answer, which is given to the model.
 
         Raises:
-            ValueError: an unknown modality, one that the checkpoint does not have, or a prompt that does not fit it.
+            ValueError: an unknown modality, one that the checkpoint does not have, or a prompt that does not fit it
+                or is longer than `longest_text`.
         """
         modality = extra_info.get("modality") or "text"
         if modality not in MODALITIES:
@@ -122,11 +120,11 @@ class RequestBuilder:
         if self.family is None:
             if modality != "text":
                 raise ValueError(f"extra_info.modality={modality!r}: an autoregressive checkpoint takes texts alone")
-            ids = self._cut(encode_chat(self.tokenizer, messages, **self.template_kwargs))
+            ids = self._checked(encode_chat(self.tokenizer, messages, **self.template_kwargs))
             return RowRequest([*ids, *prefix], [1] * response_length, [], prefix_ids=prefix)
         prompt = self._lay_out(self.family, modality, messages, extra_info, response_length)
         ids = visible(prompt.prompt_ids, prompt.prompt_mask)
-        ids = [*(self._cut(ids) if modality == "text" else ids), *prefix]
+        ids = [*(self._checked(ids) if modality == "text" else ids), *prefix]
         uncond = visible(prompt.uncond_ids, prompt.uncond_mask)
         canvas = None
         if modality == "t2i":
@@ -153,11 +151,12 @@ class RequestBuilder:
             prompt = family.understanding(codes, messages, response_length - closing, **self.template_kwargs)
         return prompt
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        if self.longest_text is None or len(ids) <= self.longest_text:
-            return ids
-        logger.warning("a prompt of %d tokens is cut on its left to %d", len(ids), self.longest_text)
-        return ids[-self.longest_text :]
+    def _checked(self, ids: list[int]) -> list[int]:
+        if self.longest_text is not None and len(ids) > self.longest_text:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens; rollout.prompt_length={self.longest_text} is the most, and none is cut"
+            )
+        return ids
 
 
 _image_tokenizer_config = lru_cache(maxsize=4)(image_tokenizer_config)

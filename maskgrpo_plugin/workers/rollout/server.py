@@ -1,11 +1,13 @@
 """Ray servers that hold a rollout model: weight sync, sleep and wake, batched generation by diffusion."""
 
+import asyncio
 import logging
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
@@ -25,8 +27,12 @@ from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate
 from maskgrpo_plugin.workers.rollout.request_queue import Batch, BatchKind, Request, RequestQueue
 from maskgrpo_plugin.workers.rollout.requests import CanvasRequest, pad_left
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
+from maskgrpo_plugin.workers.scoring import Canvases, score_canvases
 
 logger = logging.getLogger(__name__)
+
+CONTROL = "control"  # Ray's concurrency group of what may not wait behind requests
+MAX_SEED = 2**63
 
 
 def compile_layers(model: Any) -> None:
@@ -55,6 +61,7 @@ class RolloutServer:
         self.stop_token_ids = stop_token_ids(self.tokenizer)
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self.global_steps: int | None = None
+        self._aborted = False
         self.model: Any = self._load_model()
         self.weights = ModelWeights(
             self.model,
@@ -111,18 +118,29 @@ class RolloutServer:
             `image` (H, W, 3) uint8 where the server has an image tokenizer.
 
         Raises:
-            ValueError: a text's canvas is not as long as the responses of `rollout.response_length`.
+            ValueError: a token that the model has no embedding of (on a GPU it would end the server), a seed outside
+                [0, 2^63), or a text's canvas that is not as long as the responses of `rollout.response_length`.
         """
         seed = sampling_params.get("seed")
         seed = zlib.crc32(str(request_id).encode()) if seed is None else int(seed)
+        if not 0 <= seed < MAX_SEED:
+            raise ValueError(f"seed={seed}; allowed: from 0 below 2^63")
         canvas = None if canvas_ids is None else CanvasRequest(tuple(canvas_ids), tuple(uncond_ids), is_image)
         if canvas is not None and not is_image and len(canvas.canvas_ids) != self.config.response_length:
             raise ValueError(f"canvas_ids holds {len(canvas.canvas_ids)} tokens, not {self.config.response_length}")
+        self._check_ids(prompt_ids, canvas_ids or (), uncond_ids)
         temperature = float(sampling_params.get("temperature", self.config.temperature))
         kind = BatchKind(temperature, len(canvas.canvas_ids) if canvas is not None and is_image else 0)
         output = await self.queue.submit(list(prompt_ids), seed=seed, kind=kind, payload=canvas)
         output.extra_fields["global_steps"] = self.global_steps
         return output
+
+    def _check_ids(self, *rows: Sequence[int]) -> None:
+        count = self.model.get_input_embeddings().weight.shape[0]
+        for row in rows:
+            if len(row) and not 0 <= min(row) <= max(row) < count:
+                wrong = next(token for token in row if not 0 <= token < count)
+                raise ValueError(f"token {wrong} of a request; allowed: 0 to {count - 1}, the model's embeddings")
 
     def _run(self, batch: Batch) -> None:
         if not self.has_weights:
@@ -147,25 +165,40 @@ class RolloutServer:
         """Answer every request of the batch."""
         raise NotImplementedError
 
+    @ray.method(concurrency_group=CONTROL)
     async def receive_bucket(
         self, bucket: Bucket, peft_config: dict[str, Any] | None = None, base_sync_done: bool = True
     ) -> None:
-        """Copy one bucket of the actor's weights; the one that completes them lets generation run again.
+        """Copy one bucket of the actor's weights; the one that completes them lets generation run again, unless it was
+        aborted and so waits for `resume_generation`, when the actor has left the device.
 
         Args:
             bucket: as delivered.
             peft_config, base_sync_done: verl's, see `ModelWeights.receive`, also for the errors.
         """
         await self.queue.pause()
-        if self.weights.receive(bucket, peft_config, base_sync_done):
+        if self.weights.receive(bucket, peft_config, base_sync_done) and not self._aborted:
             self.queue.resume()
 
+    @ray.method(concurrency_group=CONTROL)
+    async def score(self, canvases: Canvases) -> list[float]:
+        """Log-probabilities by the rollout model, between two batches; see `score_canvases`."""
+        was_open = self.queue.is_open
+        await self.queue.pause()
+        try:
+            return await asyncio.to_thread(score_canvases, self.model, canvases, self.device)
+        finally:
+            if was_open:
+                self.queue.resume()
+
+    @ray.method(concurrency_group=CONTROL)
     async def wake_up(self, tags: list[str] | None = None) -> None:
         """Take device memory for the weights again. Those under a LoRA adapter come back from host memory with their
         values, others are valid after the next weight sync.
         """
         self.weights.restore(self.device)
 
+    @ray.method(concurrency_group=CONTROL)
     async def sleep(self) -> None:
         """Wait for the running batch, then give the weights' device memory back (nothing to give back on the CPU, nor
         with `rollout.free_cache_engine=false`).
@@ -175,42 +208,52 @@ class RolloutServer:
             self.weights.release()
             get_torch_device().empty_cache()
 
+    @ray.method(concurrency_group=CONTROL)
     async def set_global_steps(self, global_steps: int) -> None:
         """Remember which step's weights the model holds; told with every response."""
         self.global_steps = global_steps
 
+    @ray.method(concurrency_group=CONTROL)
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         """Answer every waiting request as aborted and hold new ones back until `resume_generation`."""
-        for request in self.queue.abort():
-            if not request.future.done():
-                request.future.set_result(TokenOutput(token_ids=[], stop_reason="aborted"))
+        self._aborted = True
+        self.queue.abort(TokenOutput(token_ids=[], stop_reason="aborted"))
         await self.queue.pause()
 
+    @ray.method(concurrency_group=CONTROL)
     async def resume_generation(self) -> None:
         """Serve requests again after an abort."""
+        self._aborted = False
         self.queue.resume()
 
+    @ray.method(concurrency_group=CONTROL)
     async def clear_kv_cache(self) -> None:
         """Nothing is kept between requests."""
 
+    @ray.method(concurrency_group=CONTROL)
     async def release_kv_cache(self) -> None:
         """Nothing is kept between requests."""
 
+    @ray.method(concurrency_group=CONTROL)
     async def resume_kv_cache(self) -> None:
         """Nothing is kept between requests."""
 
+    @ray.method(concurrency_group=CONTROL)
     async def start_profile(self, **_: Any) -> None:
         """Profiling of the servers is not offered."""
 
+    @ray.method(concurrency_group=CONTROL)
     async def stop_profile(self) -> None:
         """Profiling of the servers is not offered."""
 
+    @ray.method(concurrency_group=CONTROL)
     async def reconfigure(self, config: Any) -> None:
         """Serve by another rollout section, such as one with another length or sampler; the weights stay."""
         await self.queue.pause()
         self.config = omega_conf_to_dataclass(config)
         self.queue.resume()
 
+    @ray.method(concurrency_group=CONTROL)
     async def pop_metrics(self) -> dict[str, float]:
         """Throughput since the last call; see `BatchingMetrics.summary`."""
         return self.queue.pop_metrics()

@@ -230,9 +230,8 @@ def ocr_server():
 
 @pytest.mark.parametrize("form", ["json", "pickle", "auto"])
 def test_the_server_speaks_both_forms_to_our_client(ocr_server, form):
-    from maskgrpo_plugin.rewards.images.remote import make_remote
-
     from maskgrpo_plugin.rewards.images import ImageSample
+    from maskgrpo_plugin.rewards.images.scorers.remote import make_remote
 
     scorer = make_remote(url=ocr_server, format=form)
     assert scorer.settings.format == ("pickle" if form == "pickle" else "json")

@@ -1,9 +1,12 @@
 """What the restricted unpickler reads, and what it refuses without running any of it."""
 
 import collections
+import json
 import os
 import pickle
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +193,43 @@ def test_cycles_and_towers_are_refused_and_shared_parts_do_not_multiply():
     for _ in range(50):
         laughs = [laughs] * 10
     assert len(loads(pickle.dumps(laughs))) == 10
+
+
+def read_apart(*arguments):
+    """The lines of `hostile_pickles.py`: name to (outcome, CPU seconds)."""
+    script = Path(__file__).with_name("hostile_pickles.py")
+    run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, f"ended with {run.returncode}: {run.stderr[-2000:]}"
+    lines = map(json.loads, run.stdout.splitlines())
+    return {name: (outcome, seconds) for name, outcome, seconds in lines}
+
+
+def test_bombs_are_refused_in_little_time_and_memory():
+    found = read_apart("bombs")
+    assert len(found) == 13
+    assert {name for name, (outcome, _) in found.items() if not outcome.startswith("refused")} == set()
+    assert max(seconds for _, seconds in found.values()) < 5
+
+
+def test_mutated_pickles_are_read_or_refused_in_little_time_and_memory():
+    found = read_apart("mutants", "3000")
+    assert len(found) == 3000
+    assert sum(outcome.startswith("read") for outcome, _ in found.values()) > 100
+    assert max(seconds for _, seconds in found.values()) < 2
+
+
+@pytest.mark.parametrize("key", [(1,), frozenset({1}), 0.5, 2**61 - 1, -(2**64)], ids=repr)
+def test_keys_and_members_whose_hash_can_be_chosen_are_refused(key):
+    for protocol in PROTOCOLS:
+        for value in ({key: 1}, {key}, frozenset({key})):
+            with pytest.raises(UnsafePickleError, match="as a key"):
+                loads(pickle.dumps(value, protocol))
+
+
+def test_what_is_built_is_bounded_by_the_length_of_the_pickle():
+    data = b"a" * (40 * 2**20)
+    assert len(loads(pickle.dumps({"images": [data]}))["images"][0]) == len(data)
+    array = np.zeros(40 * 2**20, dtype=np.uint8)
+    assert loads(pickle.dumps([array, array]))[0].nbytes == array.nbytes
+    with pytest.raises(UnsafePickleError, match="larger than the pickle"):
+        loads(b"\x80\x04(" + b"\x8f" * 400_000 + b"l.")

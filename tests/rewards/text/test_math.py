@@ -4,11 +4,12 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from maskgrpo_plugin import rewards
-from maskgrpo_plugin.rewards.text.equivalence import Verdict, compare_latex, pool
+from maskgrpo_plugin.rewards.text.equivalence import EquivalenceFailure, Verdict, compare_latex, pool
 from maskgrpo_plugin.rewards.text.scorers.competition_math import compare_answers, extract_answer
 
 HARD = (r"\int_0^1 \sin(x^{x^{x}}) dx", r"\int_0^1 \cos(x^{x^{x}}) + 1 dx")
@@ -173,3 +174,34 @@ def test_a_missing_math_verify_is_said(monkeypatch, tmp_path):
 def test_time_limit_must_be_positive():
     with pytest.raises(ValueError, match="time_limit_s"):
         compare_latex("x", "x", time_limit_s=0)
+
+
+@pytest.fixture
+def failing_worker(tmp_path, monkeypatch):
+    """A function: the worker's `equal` runs the given statement in place of asking math-verify, but for x and x."""
+
+    def make(statement):
+        text = Path(pool._WORKER).read_text()
+        script = tmp_path / "worker.py"
+        body = f'    if truth != "x":\n        {statement}\n    return True\n\n\ndef old_equal('
+        script.write_text(text.replace("def equal(", "def equal(truth, answer):\n" + body, 1))
+        monkeypatch.setattr(pool, "_WORKER", script)
+        monkeypatch.setattr(pool, "_pool", None)
+
+    return make
+
+
+@pytest.mark.parametrize("error", ["AttributeError('no parser')", "TypeError('an unknown argument')", "KeyError(1)"])
+def test_a_math_verify_that_fails_is_a_failed_reward_and_no_wrong_answer(failing_worker, error):
+    failing_worker(f"raise {error}")
+    with pytest.raises(EquivalenceFailure, match=r"math-verify failed on 'x\+1' and '1\+x': " + error.split("(")[0]):
+        compare_latex("x+1", "1+x", time_limit_s=30)
+    with pytest.raises(EquivalenceFailure):
+        rewards.score("math", "\\boxed{1+x}", "x+1")
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "RecursionError()"])
+def test_an_answer_that_takes_too_much_is_wrong_and_counted(failing_worker, error):
+    failing_worker(f"raise {error}")
+    assert compare_latex("x+1", "1+x", time_limit_s=30) is Verdict.UNDECIDED
+    assert rewards.score("math", "\\boxed{1+x}", "x+1")["timeout"] == 1.0

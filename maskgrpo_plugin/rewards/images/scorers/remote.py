@@ -30,6 +30,7 @@ from maskgrpo_plugin.rewards.images.reward_server import (
     authorization,
     check_remote_options,
     probe,
+    read_json,
 )
 from maskgrpo_plugin.rewards.images.sample import ImageSample, ScorerUnavailable
 
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 64 * 2**20
 PICKLE_TYPE = "application/octet-stream"
 RETRIED_STATUS = frozenset({408, 425, 429, *range(500, 600)})
-FINAL_SCORE = re.compile(r"Final Score:\**\s*([1-5](?:\.\d+)?)(?![\d.]*\d)")
+FINAL_SCORE = re.compile(r"Final Score:\**\s*([1-5](?:\.[0-9]{1,15})?)(?![\d.]*\d)")
 
 
 @register_scorer("remote", check=check_remote_options)
@@ -66,6 +67,7 @@ class RemoteScorer:
         if settings.format == "auto":
             settings = replace(settings, format="json" if "json" in formats else "pickle")
         self.settings, self.concurrency, self.attempts = settings, settings.concurrency, 0
+        self._encoded_type = PICKLE_TYPE if settings.format == "pickle" else JSON_TYPE
         protocol = PROTOCOLS.get(settings.protocol, PROTOCOLS["unifiedreward"])
         self.protocol = replace(
             protocol,
@@ -97,27 +99,29 @@ class RemoteScorer:
 
     def _encode(self, message: dict[str, Any]) -> tuple[bytes, str]:
         if self.settings.format == "pickle":
-            return pickle.dumps(message, protocol=4), PICKLE_TYPE
+            return pickle.dumps(message, protocol=4), self._encoded_type
         images = [base64.b64encode(image).decode() for image in message["images"]]
-        return json.dumps(message | {"images": images}).encode(), JSON_TYPE
+        return json.dumps(message | {"images": images}).encode(), self._encoded_type
 
     def _read(self, body: bytes, kind: str, count: int) -> list[float]:
-        """The numbers in an answer, `count` of them.
+        """The numbers in an answer, `count` of them; a pickle is read only where the request was one.
 
         Raises:
             ScorerUnavailable: the answer is of another form.
         """
         try:
-            answer = json.loads(body) if kind == JSON_TYPE else restricted_pickle.loads(body)
+            is_json = JSON_TYPE in (kind, self._encoded_type)
+            answer = read_json(body) if is_json else restricted_pickle.loads(body)
         except ValueError as error:
             raise ScorerUnavailable(f"{self.settings.url} gave an unreadable answer: {error}") from error
         key = self.protocol.answer_key
         if not isinstance(answer, Mapping) or key not in answer:
-            found = ", ".join(map(str, answer)) if isinstance(answer, Mapping) else type(answer).__name__
+            names = ", ".join(str(name)[:40] for name in list(answer)[:20]) if isinstance(answer, Mapping) else ""
+            found = names or type(answer).__name__
             raise ScorerUnavailable(f"{self.settings.url} gave no {key!r} (answer_key); there is {found}")
         try:
             values = [_number(value) for value in answer[key]]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ScorerUnavailable(f"{self.settings.url} gave no numbers in {key!r}: {error}") from error
         if len(values) != count:
             raise ScorerUnavailable(f"{self.settings.url} gave {len(values)} numbers for {count} images")
@@ -161,8 +165,8 @@ class RemoteScorer:
                 return cause, None
         except (TimeoutError, asyncio.TimeoutError):
             return f"no answer within {self.settings.timeout_s} s", None
-        except (aiohttp.ClientError, OSError) as error:
-            return f"{type(error).__name__}: {error}", None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"[:500], None
 
 
 class ChatScorer(RemoteScorer):
@@ -184,10 +188,10 @@ class ChatScorer(RemoteScorer):
         body = json.dumps(self._question(sample)).encode()
         answer, _ = await self._post(url, body, JSON_TYPE)
         try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
+            text = read_json(answer)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
             raise ScorerUnavailable(f"{url} gave no chat completion: {answer[:200]!r}") from error
-        found = FINAL_SCORE.search(text or "")
+        found = FINAL_SCORE.search(text) if isinstance(text, str) else None
         return float(found.group(1)) * self.protocol.scale if found else math.nan
 
     def _question(self, sample: ImageSample) -> dict[str, Any]:
@@ -236,7 +240,7 @@ def _number(value: Any) -> float:
     if isinstance(value, list | tuple | np.ndarray):
         (value,) = value
     if isinstance(value, str | bytes):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value[:40]!r} is no number")
     return math.nan if value is None else float(value)
 
 

@@ -24,6 +24,10 @@ MOST_WORKERS = 4
 _WORKER = Path(__file__).with_name("worker.py")
 
 
+class EquivalenceFailure(RuntimeError):
+    """math-verify raised an error, so that an answer was not judged."""
+
+
 class Verdict(enum.Enum):
     """Outcome of a comparison; `UNDECIDED`: it took longer than its limit, or more memory than it may."""
 
@@ -42,6 +46,7 @@ def compare_latex(truth: str, answer: str, *, time_limit_s: float) -> Verdict:
 
     Raises:
         ValueError: `time_limit_s` is not positive.
+        EquivalenceFailure: math-verify failed, so that nothing is known of the answer.
         RuntimeError: math-verify is not installed, or its process does not start.
     """
     if not time_limit_s > 0:
@@ -72,7 +77,12 @@ class _Worker:
             raise RuntimeError(f"the process of math-verify cannot be used ({cause}); pip install math-verify")
 
     def ask(self, truth: str, answer: str, time_limit_s: float) -> bool | None:
-        """Whether the two are equal, or None where the process gave no answer in time; then it is of no more use."""
+        """Whether the two are equal, or None where the process gave no answer in time or memory; then it is of no more
+        use.
+
+        Raises:
+            EquivalenceFailure: math-verify failed.
+        """
         question = {"truth": truth, "answer": answer, "time_limit_s": time_limit_s}
         assert self.process.stdin is not None
         try:
@@ -80,6 +90,8 @@ class _Worker:
         except OSError:
             return None
         reply = self._read(time_limit_s)
+        if reply is not None and "error" in reply:
+            raise EquivalenceFailure(f"math-verify failed on {truth[:200]!r} and {answer[:200]!r}: {reply['error']}")
         return None if reply is None else reply["equal"]
 
     def kill(self) -> None:

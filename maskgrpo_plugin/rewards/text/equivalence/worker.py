@@ -14,10 +14,15 @@ from collections.abc import Callable
 
 MEMORY_LIMIT_BYTES = 4 << 30
 ALARM_AFTER_LIMIT_S = 5
+LONGEST_CAUSE = 500
 
 
 def equal(truth: str, answer: str) -> bool:
-    """Whether math-verify takes `answer` for `truth`, both LaTeX without dollar signs or a box."""
+    """Whether math-verify takes `answer` for `truth`, both LaTeX without dollar signs or a box.
+
+    What sympy raises on single expressions stays in math-verify and means "not equal": an answer must not be able to
+    pass for a failure of the judge.
+    """
     from math_verify import parse, verify
 
     gold, given = (parse(f"\\boxed{{{latex}}}", parsing_timeout=None) for latex in (truth, answer))
@@ -25,16 +30,23 @@ def equal(truth: str, answer: str) -> bool:
 
 
 def serve(read_line: Callable[[], str], write_line: Callable[[str], object]) -> None:
-    """Answer questions `{"truth", "answer", "time_limit_s"}` by `{"equal"}` until there are no more."""
+    """Answer questions `{"truth", "answer", "time_limit_s"}` until there are no more.
+
+    An answer is `{"equal"}`, which is null where memory or depth did not suffice; or `{"error"}`, the type and text of
+    what math-verify failed with.
+    """
     while line := read_line():
         question = json.loads(line)
         signal.alarm(int(question["time_limit_s"]) + ALARM_AFTER_LIMIT_S)
+        reply: dict[str, object]
         try:
-            result = equal(question["truth"], question["answer"])
-        except Exception:
-            result = False
+            reply = {"equal": equal(question["truth"], question["answer"])}
+        except (MemoryError, RecursionError):
+            reply = {"equal": None}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]}
         signal.alarm(0)
-        write_line(json.dumps({"equal": result}) + "\n")
+        write_line(json.dumps(reply) + "\n")
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ LONGEST_PROGRAM = 50_000
 COUNTS = ("tests", "tests_passed", "tests_timeout", "tests_sandbox_error")
 
 _BLOCK = re.compile(r"```([^\n`]*)\n(.*?)(?:\n[ \t]*)?```", re.DOTALL)
-_OPEN_BLOCK = re.compile(r"```(?:python|py)[^\n]*\n(.*)", re.DOTALL | re.IGNORECASE)
-_DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
+_OPEN_BLOCK = re.compile(r"```(?:python|py)[^\n`]*\n(.*)", re.DOTALL | re.IGNORECASE)
+_DEFINITION = re.compile(r"^[^\S\n]*(?:async\s+def|def|class)\s", re.MULTILINE)
 
 
 Test = str | Mapping[str, Any]

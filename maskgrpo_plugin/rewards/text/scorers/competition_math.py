@@ -24,7 +24,9 @@ LONGEST_DECIMAL_FOR_A_FRACTION = 2
 _NAME = r"(?:\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?(?:\([\w,]*\))?)"
 _NAMED = re.compile(rf"{_NAME}(?:=|\\in(?![a-z]))([^=]+)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_UNIT = re.compile(r"(?<=[\d}])\s*(?:\\[ ,;!])*\s*\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}\s*(?:\^\s*\{?\d\}?)?\s*$")
+_UNIT = re.compile(
+    r"(?<=[\d}])\s*(?:(?:\\[ ,;!])+\s*)?\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}\s*(?:\^\s*\{?\d\}?\s*)?$"
+)
 _SPACING = re.compile(r"(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|left|right|displaystyle)(?![a-zA-Z])")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°")
 _FRACTION_ARGUMENTS = re.compile(r"\\frac(?:\{([^{}]*)\}|(\w))(?:\{([^{}]*)\}|(\w))")
@@ -68,6 +70,7 @@ def score_math(
 
     Raises:
         ValueError: `ground_truth` is empty.
+        EquivalenceFailure: math-verify failed with an error of its own, so that the answer was not judged.
         RuntimeError: math-verify is needed and not installed.
     """
     truth = _unboxed(str(ground_truth))

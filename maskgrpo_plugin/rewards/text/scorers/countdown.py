@@ -27,7 +27,8 @@ _SPELLINGS = (
     (re.compile(r"[−–]"), "-"),
     (re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[()\[\],;! ]|\$|```"), " "),
 )
-_FIRST_EQUATION = re.compile(r"([0-9+\-*/() \t]*[0-9)][ \t]*)=[ \t]*-?[0-9.]")
+_EQUALS = re.compile(r"=[ \t]*-?[0-9.]")
+_SIGNS = "0123456789+-*/() \t"
 _EXPRESSION = re.compile(r"[0-9+\-*/()\s]+")
 
 
@@ -121,5 +122,11 @@ def _left_side(content: str) -> str:
     """The expression of an answer in plain signs: what stands before the `=` of its first equation, else all of it."""
     for pattern, replacement in _SPELLINGS:
         content = pattern.sub(replacement, content)
-    equation = _FIRST_EQUATION.search(content)
-    return equation[1] if equation else content
+    start = 0
+    for equals in _EQUALS.finditer(content):
+        before = content[start : equals.start()]
+        expression = before[len(before.rstrip(_SIGNS)) :]
+        if expression.rstrip(" \t").endswith(tuple("0123456789)")):
+            return expression
+        start = equals.start() + 1
+    return content

@@ -1,0 +1,89 @@
+"""The folder of a run's checkpoints: what a failed write or read says, a torn pointer, references that nobody needs."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+POINTER = "latest_checkpointed_iteration.txt"
+STEP = "global_step_"
+GIB = 1 << 30
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+@contextmanager
+def explained(what: str, folder: Path, advice: str) -> Iterator[None]:
+    """Have whatever goes wrong inside, here or in a worker, name the folder and the space that is left there.
+
+    Args:
+        what: such as "could not be written".
+        folder: of the checkpoint.
+        advice: what the user can do.
+
+    Raises:
+        CheckpointError: something went wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = f"{type(error).__name__}: {lines[-1] if lines else ''}"
+        raise CheckpointError(f"the checkpoint {folder} {what} ({space_left(folder)}); {advice}. {cause}") from error
+
+
+def space_left(folder: Path) -> str:
+    """Free space of the nearest folder above that exists, and whether it can be written to."""
+    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    usage = shutil.disk_usage(there)
+    writable = "" if os.access(there, os.W_OK) else f", {there} cannot be written to"
+    return f"{usage.free / GIB:.2f} GiB free of {usage.total / GIB:.2f}{writable}"
+
+
+def whole_checkpoints(root: Path) -> list[int]:
+    """Steps of the checkpoints that were written to their end, ascending: `data.pt` comes after the actor."""
+    steps = [path.name.removeprefix(STEP) for path in root.glob(f"{STEP}*") if (path / "data.pt").is_file()]
+    return sorted(int(step) for step in steps if step.isdigit())
+
+
+def repair_pointer(root: Path) -> None:
+    """Where the file that names the last checkpoint is torn (verl empties it before it writes), or names a checkpoint
+    that is not there, have it name the last whole one. A folder without such a file stays as it is.
+    """
+    pointer = root / POINTER
+    if not pointer.exists():
+        return
+    said = pointer.read_text().strip()
+    if said.isdigit() and (root / f"{STEP}{said}").is_dir():
+        return
+    whole = whole_checkpoints(root)
+    if not whole:
+        pointer.unlink()
+        logger.warning("%s says %r and there is no whole checkpoint: training starts anew", pointer, said)
+        return
+    logger.warning("%s says %r: it now names the last whole checkpoint, step %d", pointer, said, whole[-1])
+    write_atomically(pointer, str(whole[-1]))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old or the new text, whenever the power fails."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def prune_references(root: Path) -> None:
+    """Remove `reference/` of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
+    for folder in root.glob(f"{STEP}*/reference"):
+        if not (folder.parent / "actor").exists():
+            shutil.rmtree(folder)
+            logger.info("removed %s", folder)

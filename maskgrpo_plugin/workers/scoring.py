@@ -1,0 +1,72 @@
+"""Log-probabilities of given tokens on given canvases, computed alike by the actor and by a rollout server."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
+from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.workers.engine.passes import rows_of
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """Noisy completions and what is asked about them, as plain data.
+
+    The canvas [5, 9, 9] with mask token 9, whose places 1 and 2 hold the tokens 7 and 6: ids [5, 9, 9], lengths [3],
+    places [1, 2], targets [7, 6].
+
+    Attributes:
+        ids: tokens of all canvases, one after another.
+        lengths: tokens of each canvas.
+        places: of the tokens asked about, in `ids`.
+        targets: their true tokens.
+    """
+
+    ids: list[int]
+    lengths: list[int]
+    places: list[int]
+    targets: list[int]
+
+
+def first_pass(data: TensorDict, plan: StepPlan, mask_token_id: int) -> Canvases:
+    """The first pass of a step's first update on a few of its completions.
+
+    Args:
+        data: jagged batch, see `rows_of`.
+        plan: the step's plan.
+        mask_token_id: id of the mask token.
+    """
+    estimator = plan.build()
+    rows = rows_of(data, plan, estimator, mask_token_id)
+    noise = estimator.passes(rows, seed=plan.seed, step=plan.step, update=0)[0]
+    kept = estimator.attended(rows)
+    return Canvases(
+        ids=noise.noisy[kept].tolist(),
+        lengths=kept.sum(-1).tolist(),
+        places=noise.scored[kept].nonzero().squeeze(-1).tolist(),
+        targets=rows.tokens[noise.scored].tolist(),
+    )
+
+
+@torch.no_grad()
+def score_canvases(model: Any, canvases: Canvases, device: torch.device | str) -> list[float]:
+    """Log-probability of each token asked about.
+
+    Args:
+        model: a mask predictor, see `MaskPredictorModel`.
+        canvases: see `Canvases`.
+        device: of the model.
+    """
+    line, places, targets = (
+        torch.tensor(part, device=device) for part in (canvases.ids, canvases.places, canvases.targets)
+    )
+    output = model(
+        input_ids=line.unsqueeze(0),
+        packing=Packing.from_lengths(canvases.lengths, device),
+        logits_positions=places,
+        target_ids=targets,
+    )
+    return output.log_probs.float().tolist()
