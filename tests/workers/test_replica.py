@@ -15,14 +15,6 @@ from maskgrpo_plugin.workers.rollout.server import CONTROL, DiffusionServer
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CONTROL_CALLS = ("receive_bucket", "wake_up", "sleep", "abort_all_requests", "resume_generation", "score")
-    "receive_bucket",
-    "wake_up",
-    "sleep",
-    "abort_all_requests",
-    "resume_generation",
-    "pop_metrics",
-    "score",
-)
 
 
 def make(platform):
