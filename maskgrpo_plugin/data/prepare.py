@@ -92,6 +92,18 @@ DATA_SETS: dict[str, DataSet] = {
         {"train": programs.ACECODE_HUB},
         split_train=programs.acecode_row,
     ),
+    "apps": DataSet(
+        "programs that read input, and functions, with pairs of input and output; TACO has the same form",
+        "question and input_output",
+        programs.apps_row,
+        programs.APPS_HUB,
+    ),
+    "livecodebench": DataSet(
+        "recent contest problems, for validation",
+        "question_content, public_test_cases, private_test_cases and metadata",
+        programs.livecodebench_row,
+        programs.LIVECODEBENCH_HUB,
+    ),
     "mbpp": DataSet(
         "basic programming problems; one file holds both splits, told apart by task_id",
         "text, test_list and task_id",

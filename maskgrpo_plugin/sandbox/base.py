@@ -12,7 +12,10 @@ from maskgrpo_plugin.sandbox.inside.codec import INPUT_LIMIT, CodecError, from_f
 
 START_UP_S = 10.0
 # The modules of `inside`, each after those that it imports.
-_MODULES = ("codec", "confinement", "calls", "namespaces", "work", "supervisor", "entry")
+_MODULES = (
+    *("codec", "confinement", "outcomes", "usage", "channel", "exceptions", "mirror", "operations"),
+    *("remote", "program_side", "judge_side", "namespaces", "work", "supervisor", "entry"),
+)
 
 
 class SandboxFailure(Exception):
@@ -26,12 +29,12 @@ class Job:
     Args:
         program: source text.
         tests: for each test, what the sandbox gets (see judging.Plan).
-        judged: for each test, whether a process inside the sandbox judges it.
+        kinds: for each test, what the sandbox does with it (see judging.Plan).
     """
 
     program: str
     tests: tuple[str, ...]
-    judged: tuple[bool, ...]
+    kinds: tuple[str, ...]
 
 
 class Sandbox(abc.ABC):
@@ -84,7 +87,7 @@ def to_input(job: Job, config: SandboxConfig) -> bytes:
     }
     header = {
         "program": job.program,
-        "judged": list(job.judged),
+        "kinds": list(job.kinds),
         "limits": limits,
         "total_timeout_s": config.total_timeout_s,
         "paths": list(config.python_path) if config.provider == "local" else [],
@@ -98,15 +101,17 @@ def to_input(job: Job, config: SandboxConfig) -> bytes:
 
 
 def from_output(data: bytes | bytearray) -> list[Any]:
-    """The outcomes that a supervisor wrote; what follows the last whole one is left out."""
+    """The outcomes that a supervisor wrote; what follows the last whole one is left out.
+
+    An outcome that cannot be read is an error of its test: nothing that a program sends is an outage of the sandbox.
+    """
     outcomes: list[Any] = []
-    rest = bytearray(data)
-    while True:
+    rest = memoryview(data)
+    while len(rest) >= 4 and len(rest) >= (end := 4 + int.from_bytes(rest[:4], "big")):
         try:
-            found = from_frame(rest, INPUT_LIMIT)
+            found = from_frame(bytes(rest[:end]), INPUT_LIMIT)
         except CodecError:
-            return outcomes
-        if found is None:
-            return outcomes
-        outcomes.append(found[0])
-        del rest[: found[1]]
+            found = None
+        outcomes.append(found[0] if found else {"status": "error", "detail": "an outcome that cannot be read"})
+        rest = rest[end:]
+    return outcomes

@@ -35,6 +35,7 @@ from maskgrpo_plugin.sandbox.base import (
 )
 from maskgrpo_plugin.sandbox.config import SandboxConfig
 from maskgrpo_plugin.sandbox.inside.confinement import FIRST_PRIVATE_UID, NOBODY
+from maskgrpo_plugin.sandbox.inside.namespaces import DEVICE_LINKS, DEVICES
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-_CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_OVERRIDE")
+# The first is for mounting /tmp and given up before anything else happens.
+_CAPABILITIES = ("SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "DAC_OVERRIDE")
 _OUTPUT_ROOM = 1 << 20
 _jail_numbers = itertools.count()
 
@@ -158,7 +160,7 @@ def detect_isolation(config: SandboxConfig) -> Isolation:
 
 def _probe(name: str, config: SandboxConfig) -> Isolation:
     """Run a small program under an isolation and look at what it saw."""
-    outcomes = run_jail(Job(_PROBE, ("look()",), (False,)), config, name)
+    outcomes = run_jail(Job(_PROBE, ("look()",), ("value",)), config, name)
     value = outcomes[0].get("value") if outcomes and isinstance(outcomes[0], dict) else None
     if not isinstance(value, list):
         raise SandboxFailure(f"a program did not run: {outcomes}")
@@ -195,7 +197,7 @@ def run_jail(job: Job, config: SandboxConfig, isolation: str) -> list[Any]:
             )
         except OSError as error:
             raise SandboxFailure(f"{isolation} does not start: {error}") from None
-        limit = _OUTPUT_ROOM + len(job.tests) * ((config.output_kb << 10) + 8192)
+        limit = _OUTPUT_ROOM + len(job.tests) * ((config.output_kb << 11) + 16384)
         try:
             data = _read(process, config.total_timeout_s + START_UP_S, limit)
         finally:
@@ -253,6 +255,8 @@ def _command(isolation: str, config: SandboxConfig) -> list[str]:
         "uid": uid,
         "folders": folders,
         "tmp_mb": config.file_mb,
+        # A folder that lies in /tmp would be hidden by another /tmp: bubblewrap's stays then.
+        "mount_tmp": isolation == "bubblewrap" and not any(folder.startswith("/tmp/") for folder in folders),
     }
     prefix = _PREFIXES[isolation](folders, config) if isolation in _PREFIXES else []
     return [*prefix, python, "-s", "-S", "-c", _START, json.dumps(options)]
@@ -274,6 +278,7 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
         command += ["--cap-drop", "ALL", *(part for name in _CAPABILITIES for part in ("--cap-add", f"CAP_{name}"))]
     else:
         command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+        command += ["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]  # the latter to give up both for good
     command += ["--size", str(config.file_mb << 20), "--perms", "1777", "--tmpfs", "/tmp"]
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
@@ -288,7 +293,11 @@ def _bubblewrap(folders: list[str], config: SandboxConfig) -> list[str]:
                 if str(parent) != "/tmp":  # otherwise they get the modes that they have outside
                     command += ["--perms", "0755", "--dir", str(parent)]
             command += ["--ro-bind", folder, folder]
-    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    command += ["--proc", "/proc", "--perms", "0755", "--dir", "/dev"]
+    for device in DEVICES:
+        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    for name, target in DEVICE_LINKS.items():
+        command += ["--symlink", target, f"/dev/{name}"]
     return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 
@@ -302,7 +311,7 @@ def _nsjail(folders: list[str], config: SandboxConfig) -> list[str]:
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", *folders):
         if os.path.exists(folder):
             command += ["--bindmount_ro", folder]
-    for device in ("null", "zero", "full", "random", "urandom"):
+    for device in DEVICES:
         command += ["--bindmount", f"/dev/{device}"]
     return [*command, "--"]
 

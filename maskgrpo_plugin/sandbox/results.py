@@ -27,7 +27,7 @@ class TestResult:
 
     Args:
         status: its outcome.
-        duration: wall-clock seconds; 0.0 where it never ran.
+        duration: seconds that it took, without those in which it waited for a processor; 0.0 where it never ran.
         detail: for people: what was raised or exceeded. May hold text that the program chose.
     """
 

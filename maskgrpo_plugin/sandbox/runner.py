@@ -10,7 +10,8 @@ from typing import Any
 
 from maskgrpo_plugin.sandbox.base import Job, Sandbox, SandboxFailure
 from maskgrpo_plugin.sandbox.config import SandboxConfig
-from maskgrpo_plugin.sandbox.judging import Plan, judge, plan
+from maskgrpo_plugin.sandbox.judging import Plan, Test, judge, plan
+from maskgrpo_plugin.sandbox.pairs import tests_of
 from maskgrpo_plugin.sandbox.results import Status, TestReport, TestResult
 
 logger = logging.getLogger(__name__)
@@ -30,33 +31,34 @@ _shared: _Shared | None = None
 _shared_lock = threading.Lock()
 
 
-def run_tests(program: str, tests: Sequence[str], *, config: SandboxConfig | None = None) -> TestReport:
+def run_tests(program: str, tests: Sequence[Test], *, config: SandboxConfig | None = None) -> TestReport:
     """Run a program's tests away from this process. Blocks; for any thread but an event loop's.
 
     Args:
         program: Python source.
-        tests: Python statements each; a test passes if they run through and what they assert holds.
+        tests: each Python statements, which pass if they run through and what they assert holds, or a pair of input
+            and output (see pairs.read_pair).
         config: the sandbox's settings, or None for the defaults.
 
     Returns:
         the outcome of each test; where the sandbox fails, tests end as sandbox_error, and nothing is raised.
 
     Raises:
-        ValueError: `tests` is empty or not all Python.
+        ValueError: `tests` is empty or holds something else.
         RuntimeError: nothing isolates here, and the configuration does not allow to run unisolated.
     """
     return run_batch([program], [tests], config=config)[0]
 
 
 def run_batch(
-    programs: Sequence[str], tests: Sequence[Sequence[str]], *, config: SandboxConfig | None = None
+    programs: Sequence[str], tests: Sequence[Sequence[Test]], *, config: SandboxConfig | None = None
 ) -> list[TestReport]:
     """`run_tests` for many programs, `config.workers` at once; `tests` holds the tests of each."""
     settings = config or SandboxConfig()
-    return _submit(_run(programs, _plans(programs, tests), settings)).result()
+    return _submit(_run(programs, _plans(programs, tests, settings.judging), settings)).result()
 
 
-def score_program(program: str, tests: Sequence[str], config: SandboxConfig | None = None) -> dict[str, float]:
+def score_program(program: str, tests: Sequence[Test], config: SandboxConfig | None = None) -> dict[str, float]:
     """Score a program by its tests.
 
     Args, raises: as `run_tests`.
@@ -76,20 +78,17 @@ def score_program(program: str, tests: Sequence[str], config: SandboxConfig | No
     }
 
 
-def _plans(programs: Sequence[str], tests: Sequence[Sequence[str]]) -> list[list[Plan]]:
+def _plans(programs: Sequence[str], tests: Sequence[Sequence[Test]], judging: str) -> list[list[Plan]]:
     if len(programs) != len(tests):
         raise ValueError(f"{len(programs)} programs with {len(tests)} lists of tests")
-    for statements in tests:
-        if isinstance(statements, str) or not len(statements) or not all(isinstance(test, str) for test in statements):
-            raise ValueError(f"the tests of a program must be a list of strings, at least one: {str(statements)[:200]}")
-    return [[plan(test) for test in statements] for statements in tests]
+    return [[plan(test, judging) for test in tests_of(own)] for own in tests]
 
 
 async def _run(programs: Sequence[str], plans: list[list[Plan]], config: SandboxConfig) -> list[TestReport]:
     shared = _get_shared()
     sandbox = await asyncio.get_running_loop().run_in_executor(None, _sandbox, shared, config)
     jobs = [
-        Job(str(program), tuple(p.content for p in own), tuple(p.accepts is None for p in own))
+        Job(str(program), tuple(p.content for p in own), tuple(p.kind for p in own))
         for program, own in zip(programs, plans, strict=True)
     ]
     results = await sandbox.run(jobs)

@@ -8,7 +8,7 @@ from sandbox_programs import SIMPLE
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.sandbox import SandboxConfig, Status, run_tests
 from maskgrpo_plugin.sandbox.inside.codec import CodecError, decode, encode, from_frame, to_frame
-from maskgrpo_plugin.sandbox.judging import Opaque, judge, plan
+from maskgrpo_plugin.sandbox.judging import judge, plan
 
 
 class TestConfig:
@@ -89,8 +89,8 @@ class TestCodec:
             __eq__ = lambda self, other: True  # noqa: E731
             __hash__ = int.__hash__
 
-        assert type(decode(encode(Liar(3), bool), Opaque)) is int
-        assert decode(encode(object(), lambda _: True), Opaque) == Opaque(True) != 1
+        assert type(decode(encode(Liar(3), bool), str)) is int
+        assert decode(encode(object(), lambda _: True), str) == "True"
 
     def test_forged(self):
         deep: list = []
@@ -100,7 +100,7 @@ class TestCodec:
         forged += [{"t": "set", "v": [[1]]}, {"t": "fraction", "v": [1, 0]}, {"t": "decimal", "v": "x"}]
         for data in forged:
             with pytest.raises(CodecError):
-                decode(data, Opaque)
+                decode(data, str)
         with pytest.raises(CodecError):
             from_frame(b"\xff\xff\xff\xff", 100)
         with pytest.raises(CodecError):

@@ -1,11 +1,15 @@
 """Programs in the sandbox: right ones earn their tests, cheats earn nothing, and whoever takes all is stopped."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from sandbox_programs import ALL_TESTS, FORGERIES, QUICK, SIMPLE, SOLUTION, SOLUTION_TESTS, needs_isolation
 
+import maskgrpo_plugin
 from maskgrpo_plugin.sandbox import SandboxConfig, Status, run_batch, run_tests, score_program
 
 
@@ -156,3 +160,28 @@ def test_resources(name, quick):
     assert report.statuses[0] in (expected or {Status.ERROR, Status.FAILED}), report
     loads = name not in ("sleeps", "ignores signals")
     assert report.statuses[1] is (Status.PASSED if loads else Status.TIMEOUT), report
+
+
+_PINNED = """
+import os, sys, types
+package = sys.modules["maskgrpo_plugin"] = types.ModuleType("maskgrpo_plugin")
+package.__path__ = [sys.argv[1]]
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from maskgrpo_plugin.sandbox import SandboxConfig, run_batch
+program = "import time\\ndef f():\\n    while time.process_time() < 0.8: pass\\n    return 1"
+config = SandboxConfig(timeout_s=1.2, total_timeout_s=20, concurrency=3)
+reports = run_batch([program] * 3, [["assert f() == 1"]] * 3, config=config)
+sys.stdout.write(" ".join(report.statuses[0].value for report in reports))
+"""
+
+
+@needs_isolation
+def test_waiting_for_a_processor_does_not_count():
+    """Three programs of 0.8 s on one processor take 2.4 s, and none of them more than its 1.2 s."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _PINNED, str(Path(maskgrpo_plugin.__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.stdout == "passed passed passed", ran.stderr[-500:]

@@ -67,6 +67,16 @@ def become_user(uid: int) -> None:
             continue
 
 
+def keep_capabilities(kept: tuple[int, ...]) -> None:
+    """Drop all capabilities but those numbered `kept`, each below 32, which stay where this process has them."""
+    mask = sum(1 << number for number in kept)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    held = ctypes.create_string_buffer(24)
+    libc.capget(header, held)
+    effective, permitted = struct.unpack_from("=II", held.raw)
+    libc.capset(header, struct.pack("=6I", effective & mask, permitted & mask, 0, 0, 0, 0))
+
+
 def confine(limits: Limits, *, uid: int, count_processes: bool) -> None:
     """Bind this process and its children for good: limits, user, no capabilities, no new ones, a system call filter.
 
@@ -82,6 +92,8 @@ def confine(limits: Limits, *, uid: int, count_processes: bool) -> None:
     _limit(resource.RLIMIT_FSIZE, limits.file_mb << 20)
     _limit(resource.RLIMIT_NOFILE, 64)
     _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_MSGQUEUE, 0)
+    _limit(resource.RLIMIT_SIGPENDING, 256)
     if count_processes:
         _limit(resource.RLIMIT_NPROC, limits.processes)
     for capability in range(_LAST_CAPABILITY + 1):
@@ -89,8 +101,7 @@ def confine(limits: Limits, *, uid: int, count_processes: bool) -> None:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     become_user(uid)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    libc.capset(header, bytes(24))
+    keep_capabilities(())
     hide_memory()
     die_with_parent()
     filter_system_calls()
@@ -118,12 +129,19 @@ _DENIED: tuple[tuple[str, int, int], ...] = (
     ("io_uring_enter", 426, 426),
     ("io_uring_register", 427, 427),
     ("io_uring_setup", 425, 425),
+    ("ioprio_set", 251, 30),
+    ("kcmp", 312, 272),
     ("kexec_file_load", 320, 294),
     ("kexec_load", 246, 104),
     ("keyctl", 250, 219),
+    ("memfd_create", 319, 279),
+    ("memfd_secret", 447, 447),
+    ("migrate_pages", 256, 238),
     ("mount", 165, 40),
     ("mount_setattr", 442, 442),
     ("move_mount", 429, 429),
+    ("move_pages", 279, 239),
+    ("mq_open", 240, 180),
     ("msgget", 68, 186),
     ("name_to_handle_at", 303, 264),
     ("open_by_handle_at", 304, 265),
@@ -132,14 +150,21 @@ _DENIED: tuple[tuple[str, int, int], ...] = (
     ("personality", 135, 92),
     ("pidfd_getfd", 438, 438),
     ("pivot_root", 155, 41),
+    ("process_madvise", 440, 440),
+    ("process_mrelease", 448, 448),
     ("process_vm_readv", 310, 270),
     ("process_vm_writev", 311, 271),
     ("ptrace", 101, 117),
     ("quotactl", 179, 60),
     ("reboot", 169, 142),
     ("request_key", 249, 218),
+    ("sched_setaffinity", 203, 122),
+    ("sched_setattr", 314, 274),
+    ("sched_setparam", 142, 118),
+    ("sched_setscheduler", 144, 119),
     ("semget", 64, 190),
     ("setns", 308, 268),
+    ("setpriority", 141, 140),
     ("shmget", 29, 194),
     ("socket", 41, 198),
     ("swapoff", 168, 225),
@@ -148,12 +173,16 @@ _DENIED: tuple[tuple[str, int, int], ...] = (
     ("umount2", 166, 39),
     ("unshare", 272, 97),
     ("userfaultfd", 323, 282),
+    ("vmsplice", 278, 75),
 )
 _CLONE3 = 435
 _CLONE = {"x86_64": 56, "aarch64": 220}
+_PRLIMIT64 = {"x86_64": 302, "aarch64": 261}
+_MMAP = {"x86_64": 9, "aarch64": 222}
+_SHARED_ANONYMOUS = 0x21  # MAP_SHARED and MAP_ANONYMOUS
 _NEW_NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWTIME
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 
@@ -163,7 +192,11 @@ class _Program(ctypes.Structure):
 
 
 def filter_system_calls() -> bool:
-    """Deny sockets, tracing, mounts, namespaces and kernel interfaces to this process and its children.
+    """Deny sockets, tracing, mounts, namespaces, kernel interfaces, memory that is in no process's account, and limits
+    and priorities of other processes to this process and its children.
+
+    Memory out of account: files in memory without a name (memfd), shared anonymous mappings, whose pages stay when no
+    process maps them any more, and pages pinned in pipes (vmsplice).
 
     Returns:
         whether the kernel took the filter; it has none for this architecture otherwise.
@@ -190,6 +223,11 @@ def _filter(machine: str) -> bytes:
     for number in numbers:
         steps += [step(_EQUAL, number, 0, 1), step(_RETURN, _ERRNO | _EPERM)]
     steps += [step(_EQUAL, _CLONE3, 0, 1), step(_RETURN, _ERRNO | _ENOSYS)]  # its flags are out of sight: use clone
+    deny, allow = step(_RETURN, _ERRNO | _EPERM), step(_RETURN, _ALLOW)
+    # prlimit64 of another process than the caller.
+    steps += [step(_EQUAL, _PRLIMIT64[machine], 0, 4), step(_LOAD, 16), step(_EQUAL, 0, 1, 0), deny, allow]
+    steps += [step(_EQUAL, _MMAP[machine], 0, 5), step(_LOAD, 40), step(_AND, _SHARED_ANONYMOUS)]
+    steps += [step(_EQUAL, _SHARED_ANONYMOUS, 0, 1), deny, allow]
     steps += [step(_EQUAL, _CLONE[machine], 0, 3), step(_LOAD, 16), step(_ANY_BIT, _NEW_NAMESPACES, 0, 1)]
-    steps += [step(_RETURN, _ERRNO | _EPERM), step(_RETURN, _ALLOW)]
+    steps += [deny, allow]
     return b"".join(steps)

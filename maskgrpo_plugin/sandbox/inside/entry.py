@@ -15,7 +15,8 @@ def main(options: str) -> None:
 
     Args:
         options: JSON. `jail`: whether to enter namespaces of our own first, with `folders` (shown read-only) and
-            `tmp_mb`; `isolated`: whether the process is in a jail by then; `uid`: who runs programs where we are root.
+            `tmp_mb`; `mount_tmp`: whether to replace the /tmp of a jail that is there; `isolated`: whether the process
+            is in a jail by then; `uid`: who runs programs where we are root.
 
     Exits with `CANNOT_ISOLATE` and the reason on standard error where the kernel denies the jail.
     """
@@ -31,5 +32,12 @@ def main(options: str) -> None:
             sys.stderr.write(f"{error}\n")
             sys.stderr.flush()
             os._exit(CANNOT_ISOLATE)
+    if given.get("mount_tmp"):
+        from .namespaces import mount_scratch
+
+        try:
+            mount_scratch(given["tmp_mb"])
+        except OSError:
+            pass  # the jail's own /tmp stays, of the same size
     supervise(uid=uid, isolated=given["isolated"])
     os._exit(0)

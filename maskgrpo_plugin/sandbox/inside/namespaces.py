@@ -13,8 +13,15 @@ _DETACH = 2
 _NOATIME, _NODIRATIME = 1024, 2048
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SYS_MOUNT_SETATTR = 442
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "full", "random", "urandom")  # not zero: mapped, it is memory that no process's account has
+# Shared memory lies in /tmp, so that it has its size, is counted and emptied with it.
+DEVICE_LINKS = {
+    "shm": "/tmp",
+    "fd": "/proc/self/fd",
+    **{f"std{n}": f"/proc/self/fd/{i}" for i, n in enumerate(("in", "out", "err"))},
+}
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+SCRATCH_FILES = 4096
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime")
 
 
@@ -112,12 +119,14 @@ def _build_root(folders: list[str], tmp_mb: int) -> None:
     os.chdir("/")
     for folder in ("/proc", "/tmp"):
         os.mkdir(folder)
-    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={tmp_mb}m,nr_inodes=4096,mode=1777")
+    mount_scratch(tmp_mb)
     for path in (*_SYSTEM_FOLDERS, *_SYSTEM_FILES, *sorted(folders)):
         _show(path)
     os.mkdir("/dev")
-    for device in _DEVICES:
+    for device in DEVICES:
         _show(f"/dev/{device}", device=True)
+    for name, target in DEVICE_LINKS.items():
+        os.symlink(target, f"/dev/{name}")
     try:
         _mount("proc", "/proc", "proc", _RDONLY | _NOSUID | _NODEV | _NOEXEC)
     except OSError:
@@ -127,6 +136,16 @@ def _build_root(folders: list[str], tmp_mb: int) -> None:
     os.rmdir("/old")
     _mount("none", "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir("/tmp")
+
+
+def mount_scratch(tmp_mb: int) -> None:
+    """Mount an empty /tmp of so many MiB and few files, from which nothing can be executed.
+
+    Raises:
+        OSError: the kernel denies it.
+    """
+    options = f"size={tmp_mb}m,nr_inodes={SCRATCH_FILES},mode=1777"
+    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | _NOEXEC, options)
 
 
 def _show(path: str, *, device: bool = False) -> None:

@@ -6,9 +6,14 @@ import builtins
 import gc
 import os
 import sys
+import types
 
-from .calls import JudgeSide, ProgramGone, ProgramSide, describe_exception
+from .channel import ProgramGone
 from .codec import INPUT_LIMIT, CodecError, encode, from_frame, to_frame
+from .exceptions import describe_exception
+from .judge_side import JudgeSide
+from .outcomes import MESSAGE_ROOM
+from .program_side import ProgramSide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +21,6 @@ if TYPE_CHECKING:
 
     from .confinement import Limits
 
-MESSAGE_ROOM = 4096
 # Modules that a test may use without importing them.
 _USUAL_MODULES = ("math", "re", "collections", "itertools", "functools", "random", "string", "datetime", "decimal")
 
@@ -37,25 +41,83 @@ def evaluate(job: int, outcome: int, limits: Limits) -> None:
     try:
         if error is not None:
             raise error
-        value = eval(compile(content["expression"], "<test>", "eval"), namespace)
+        value = eval(compile(content["content"], "<test>", "eval"), namespace)
         message = {"value": encode(value, lambda opaque: bool(opaque))}
         frame = to_frame(message, limits.output_kb << 10)
-    except MemoryError:
-        frame = to_frame({"status": "memory"}, MESSAGE_ROOM)
     except CodecError as failure:
         frame = to_frame({"status": "output_limit", "detail": str(failure)}, MESSAGE_ROOM)
     except BaseException as failure:
-        detail = "{name}: {text}".format(**describe_exception(failure))
-        frame = to_frame({"status": "error", "detail": detail}, MESSAGE_ROOM)
+        frame = to_frame(_failure(failure), MESSAGE_ROOM)
     write_all(outcome, frame)
     os._exit(0)
 
 
-def _load(source: str, paths: list[str]) -> tuple[dict[str, Any], BaseException | None]:
-    """Run the program as a module named `solution`: its names, and what it raised if it did."""
+def run_script(job: int, outcome: int) -> None:
+    """Run the program as a script that reads standard input, and say how it ended."""
+    content = _read_job(job)
+    path = f"/tmp/.input-{os.getpid()}"
+    message: dict[str, Any] = {}
+    try:
+        written = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_all(written, content["content"].encode(errors="surrogatepass"))
+        os.close(written)
+        os.dup2(os.open(path, os.O_RDONLY), 0)
+        os.unlink(path)
+        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+        sys.argv = ["program"]
+        _, error = _load(content["program"], content["paths"], name="__main__")
+        if error is not None and not (isinstance(error, SystemExit) and error.code in (None, 0)):
+            message = _failure(error)
+        _finish_threads()
+        sys.stdout.flush()
+    except BaseException as failure:
+        message = _failure(failure)
+    write_all(outcome, to_frame(message, MESSAGE_ROOM))
+    os._exit(0)
+
+
+def _finish_threads() -> None:
+    """What an interpreter does at its end: wait for threads, call what was registered."""
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    import atexit
+
+    atexit._run_exitfuncs()
+
+
+def judge_inside(job: int, test: int, outcome: int) -> None:
+    """Load the program, then run the statements of a test among its names, and send the verdict with the word."""
+    content = _read_job(job)
+    namespace, error = _load(content["program"], content["paths"])
+    given = _read_job(test)
+    message = {"status": "passed"}
+    try:
+        if error is not None:
+            raise error
+        exec(compile(given["test"], "<test>", "exec"), namespace)
+    except AssertionError as failure:
+        message = {**_failure(failure), "status": "failed"}
+    except BaseException as failure:
+        message = _failure(failure)
+    write_all(outcome, to_frame({**message, "word": given["word"]}, MESSAGE_ROOM))
+    os._exit(0)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """The outcome of a test in which something was raised."""
+    if isinstance(error, MemoryError):
+        return {"status": "memory"}
+    return {"status": "error", "detail": "{name}: {text}".format(**describe_exception(error))}
+
+
+def _load(source: str, paths: list[str], name: str = "solution") -> tuple[dict[str, Any], BaseException | None]:
+    """Run the program as a module of that name: its names, and what it raised if it did."""
     sys.path.extend(paths)
-    module = type(sys)("solution")
-    sys.modules["solution"] = module
+    module = type(sys)(name)
+    sys.modules[name] = module
+    # What the module `site` would have added, and a machine on which `Pool()` stays within the limit on processes.
+    for place, added in ((builtins, {"exit": sys.exit, "quit": sys.exit}), (os, {"cpu_count": lambda: 2})):
+        vars(place).update(added)
     try:
         exec(compile(source, "<program>", "exec"), module.__dict__)
     except BaseException as error:
@@ -71,6 +133,20 @@ def judge(job: int, outcome: int, program: int) -> None:
     os._exit(0)
 
 
+class _Solution(types.ModuleType):
+    """The program as a module, for a test that imports it."""
+
+    def __init__(self, side: JudgeSide):
+        super().__init__("solution")
+        self.__dict__["side"] = side
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.side.name(name)
+        except NameError as error:
+            raise AttributeError(str(error)) from None
+
+
 def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
     try:
         loaded = side.channel.receive().get("reply", {})
@@ -78,6 +154,7 @@ def _verdict(source: str, side: JudgeSide) -> dict[str, Any]:
             raised = loaded["raised"]
             status = "memory" if raised.get("name") == "MemoryError" else "error"
             return {"status": status, "detail": "{name}: {text}".format(**raised)}
+        sys.modules["solution"] = _Solution(side)
         exec(compile(source, "<test>", "exec"), _names_for(source, side))
     except AssertionError as error:
         return {"status": "failed", "detail": str(error)[:500]}

@@ -12,7 +12,7 @@ from maskgrpo_plugin.rewards.failures import SandboxLost
 from maskgrpo_plugin.rewards.sections import plain
 from maskgrpo_plugin.rewards.text.answers import answer_tag_contents, cut_at_stop, from_json
 from maskgrpo_plugin.rewards.text.registry import register_task
-from maskgrpo_plugin.sandbox import SandboxConfig, score_program
+from maskgrpo_plugin.sandbox import SandboxConfig, score_program, tests_of
 
 CORRECT_REWARD = 2.0
 BLOCK_REWARD = 0.25
@@ -25,7 +25,8 @@ _OPEN_BLOCK = re.compile(r"```(?:python|py)[^\n`]*\n(.*)", re.DOTALL | re.IGNORE
 _DEFINITION = re.compile(r"^[^\S\n]*(?:async\s+def|def|class)\s", re.MULTILINE)
 
 
-Runner = Callable[[str, Sequence[str]], Mapping[str, float]]
+Test = str | Mapping[str, Any]
+Runner = Callable[[str, Sequence[Test]], Mapping[str, float]]
 
 
 def sandbox_settings(reward: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def score_code(
 
     Args:
         completion: text of the response.
-        ground_truth: the test statements, a list of strings or the JSON of it.
+        ground_truth: the tests, or the JSON of them: a list of test statements, or pairs of input and output in one of
+            the forms of `sandbox.tests_of`.
         preamble: Python that goes before the program, such as its imports.
         run: called as run(program, tests), gives `pass_rate`, `acc` and COUNTS; the default is the sandbox's
             `score_program` with its default settings.
@@ -66,7 +68,7 @@ def score_code(
         sandbox gives them. A completion without a program passes no test and runs none.
 
     Raises:
-        ValueError: `ground_truth` is not a list of test statements, or none.
+        ValueError: `ground_truth` holds no tests, or something else.
         RuntimeError: the sandbox cannot run.
         SandboxLost: it did not judge every test.
     """
@@ -88,19 +90,17 @@ def score_code(
     }
 
 
-def parse_ground_truth(ground_truth: Any) -> list[str]:
-    """The test statements of a list of strings or its JSON.
+def parse_ground_truth(ground_truth: Any) -> list[Test]:
+    """The tests of a ground truth or its JSON, each as statements or as a pair of input and output.
 
     Raises:
         ValueError: it is something else, or empty.
     """
     tests = from_json(ground_truth)
-    tests = tests.tolist() if hasattr(tests, "tolist") else tests
-    if not isinstance(tests, list | tuple) or not tests or not all(isinstance(test, str) for test in tests):
-        raise ValueError(
-            f"ground_truth of a code task must be a list of test statements, got {str(ground_truth)[:200]}"
-        )
-    return list(tests)
+    try:
+        return list(tests_of(tests.tolist() if hasattr(tests, "tolist") else tests))
+    except ValueError as error:
+        raise ValueError(f"ground_truth of a code task: {error}") from None
 
 
 def extract_code(completion: str) -> str:
