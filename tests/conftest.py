@@ -1,11 +1,16 @@
 """Fixtures shared by the tests: a tiny LLaDA-layout checkpoint with the quickstart's tokenizer, and its data."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the files run side by side, and so do their processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 ROOT = Path(__file__).parents[1]
