@@ -55,6 +55,8 @@ actor_rollout_ref.rollout.max_wait_ms=-1
 actor_rollout_ref.rollout.max_wait_ms=soon
 actor_rollout_ref.rollout.quiet_ms=-5
 actor_rollout_ref.rollout.compile=maybe
+actor_rollout_ref.rollout.log_prob_gap_rows=-1
+actor_rollout_ref.rollout.log_prob_gap_warning=-0.1
 actor_rollout_ref.rollout.image.height=-3
 actor_rollout_ref.rollout.image.height=32 => actor_rollout_ref.rollout.image.width
 actor_rollout_ref.rollout.image.contact_sheet_rows=-1
@@ -316,6 +318,8 @@ algorithm.adv_estimator=null
 algorithm.norm_adv_by_std_in_grpo=sometimes
 algorithm.reward_transform=square
 algorithm.on_reward_failure=ignore
+algorithm.max_lost_share=2
+algorithm.max_lost_share=few
 algorithm.use_kl_in_reward=true
 algorithm.gamma=0.6
 algorithm.lam=0.9
