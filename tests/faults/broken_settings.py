@@ -249,6 +249,7 @@ actor_rollout_ref.model.lora_rank=4 algorithm.estimation.reference_sync_steps=2
 actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.model.lora_adapter_path=/nowhere/adapter
 actor_rollout_ref.model.lora_adapter_path=/nowhere/adapter => actor_rollout_ref.model.lora_rank
 actor_rollout_ref.model.lora.rank=8
+actor_rollout_ref.model.target_modules=5
 actor_rollout_ref.model.lora.dropout=0.05
 actor_rollout_ref.model.use_liger=true
 actor_rollout_ref.model.use_fused_kernels=true
@@ -385,6 +386,8 @@ trainer.v1.maskgrpo_sync.poll_interval_s=0
 trainer.v1.maskgrpo_sync.poll_interval_s=-1
 trainer.v1.sampler.max_off_policy_strategy=stop
 trainer.v1.sampler.custom_sampler.path=sampler.py => trainer.v1.sampler.custom_sampler.name
+trainer.v1.sampler.custom_sampler.name=X trainer.v1.sampler.custom_sampler.path=/nowhere/sampler.py
+trainer.checkpoint_callback_class=nowhere.Callback
 trainer.v1=sync
 +trainer.nope=1
 +trainer.total_epoch=3
