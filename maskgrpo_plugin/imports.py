@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from maskgrpo_plugin.errors import OptionError
+
 
 def import_place(place: str) -> ModuleType:
     """The module of a dotted name, or of a Python file.
@@ -43,6 +45,23 @@ def load_object(path: str) -> Any:
     if not hasattr(module, name):
         raise ValueError(f"{place} has no {name!r}")
     return getattr(module, name)
+
+
+def check_class(key: str, name: Any) -> None:
+    """Check that a setting names a class that can be imported, `package.module.Class`; null is no class.
+
+    Raises:
+        OptionError: it cannot be imported.
+    """
+    if name is None:
+        return
+    module, _, attribute = str(name).rpartition(".")
+    try:
+        if not hasattr(importlib.import_module(module), attribute):
+            raise ImportError(f"{module} has no {attribute}")
+    except Exception as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OptionError(key, name, f"allowed: package.module.Class; {cause}") from None
 
 
 def import_modules_of(package: str, path: Iterable[str]) -> None:

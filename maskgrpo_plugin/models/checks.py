@@ -61,6 +61,9 @@ def check_model(config: DictConfig) -> None:
     model = config.actor_rollout_ref.model
     is_diffusion = model.model_type == "masked_diffusion"
     _check_adapter(model)
+    targets = _plain(model.target_modules)
+    if not isinstance(targets, str | list | None):
+        raise OptionError(f"{SECTION}.target_modules", targets, f"allowed: a list of names, a pattern, or {ALL_LINEAR}")
     if is_diffusion:
         check_ignored(config, SECTION, IGNORED)
     _check_library(model.get("external_lib"))

@@ -7,7 +7,9 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 from verl.utils.tracking import Tracking
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 
+from maskgrpo_plugin.data.checks import check_python_object
 from maskgrpo_plugin.errors import OptionError, check_choice
+from maskgrpo_plugin.imports import check_class
 from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
 from maskgrpo_plugin.tables import (
     COUNT,
@@ -120,6 +122,8 @@ def check_trainer(config: DictConfig) -> None:
     buffer = trainer.v1.sampler.custom_sampler
     if bool(buffer.path) != bool(buffer.name):
         raise OptionError("trainer.v1.sampler.custom_sampler.name", buffer.name, "give path and name, or neither")
+    check_python_object(config, "trainer.v1.sampler.custom_sampler")
+    check_class("trainer.checkpoint_callback_class", trainer.get("checkpoint_callback_class"))
 
 
 def check_algorithm(config: DictConfig) -> None:

@@ -57,6 +57,8 @@ actor_rollout_ref.rollout.max_wait_ms=-1
 actor_rollout_ref.rollout.max_wait_ms=soon
 actor_rollout_ref.rollout.quiet_ms=-5
 actor_rollout_ref.rollout.compile=maybe
+actor_rollout_ref.rollout.log_prob_gap_rows=-1
+actor_rollout_ref.rollout.log_prob_gap_warning=-0.1
 actor_rollout_ref.rollout.image.height=-3
 actor_rollout_ref.rollout.image.height=32 => actor_rollout_ref.rollout.image.width
 actor_rollout_ref.rollout.image.contact_sheet_rows=-1
@@ -250,6 +252,7 @@ actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.model.lora_adapter_path=/n
 actor_rollout_ref.model.lora_adapter_path=/nowhere/adapter => actor_rollout_ref.model.lora_rank
 actor_rollout_ref.model.lora_rank=4 actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.model.lora.merge=true
 actor_rollout_ref.model.lora.rank=8
+actor_rollout_ref.model.target_modules=5
 actor_rollout_ref.model.lora.dropout=0.05
 actor_rollout_ref.model.use_liger=true
 actor_rollout_ref.model.use_fused_kernels=true
@@ -321,6 +324,8 @@ algorithm.adv_estimator=null
 algorithm.norm_adv_by_std_in_grpo=sometimes
 algorithm.reward_transform=square
 algorithm.on_reward_failure=ignore
+algorithm.max_lost_share=2
+algorithm.max_lost_share=few
 algorithm.use_kl_in_reward=true
 algorithm.gamma=0.6
 algorithm.lam=0.9
@@ -386,6 +391,8 @@ trainer.v1.maskgrpo_sync.poll_interval_s=0
 trainer.v1.maskgrpo_sync.poll_interval_s=-1
 trainer.v1.sampler.max_off_policy_strategy=stop
 trainer.v1.sampler.custom_sampler.path=sampler.py => trainer.v1.sampler.custom_sampler.name
+trainer.v1.sampler.custom_sampler.name=X trainer.v1.sampler.custom_sampler.path=/nowhere/sampler.py
+trainer.checkpoint_callback_class=nowhere.Callback
 trainer.v1=sync
 +trainer.nope=1
 +trainer.total_epoch=3

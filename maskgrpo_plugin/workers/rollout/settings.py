@@ -1,12 +1,10 @@
 """Checks of the rollout section's numbers, and of verl's keys that the plugin's servers do not honour."""
 
-import importlib
-from typing import Any
-
 from omegaconf import DictConfig
 from verl.utils.torch_dtypes import PrecisionType
 
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.imports import check_class
 from maskgrpo_plugin.tables import (
     COUNT,
     COUNT_OR_NULL,
@@ -99,7 +97,7 @@ def check_rollout_settings(config: DictConfig) -> None:
     except RuntimeError:
         raise OptionError(f"{ROLLOUT}.dtype", rollout.dtype, "allowed: float32, bfloat16, float16") from None
     _check_lengths(config)
-    _check_class(f"{ROLLOUT}.agent.agent_loop_manager_class", rollout.agent.agent_loop_manager_class)
+    check_class(f"{ROLLOUT}.agent.agent_loop_manager_class", rollout.agent.agent_loop_manager_class)
 
 
 def _check_lengths(config: DictConfig) -> None:
@@ -109,14 +107,3 @@ def _check_lengths(config: DictConfig) -> None:
         if rollout[name] > config.data[of_data]:
             allowed = f"it is longer than data.{of_data}={config.data[of_data]}, by which training makes room"
             raise OptionError(f"{ROLLOUT}.{name}", rollout[name], allowed)
-
-
-def _check_class(key: str, name: Any) -> None:
-    module, _, attribute = str(name or "").rpartition(".")
-    if name is None:
-        return
-    try:
-        if not hasattr(importlib.import_module(module), attribute):
-            raise ImportError(f"{module} has no {attribute}")
-    except Exception as error:
-        raise OptionError(key, name, f"allowed: package.module.Class; {str(error).splitlines()[0]}") from None
