@@ -19,7 +19,14 @@ class WholeAnswerClient(LLMServerClient):
     An answer that an abort took away is asked for again, as from verl's `FullyAsyncLLMServerClient`; that one puts
     partial answers together and so keeps tokens alone, while an image, the order of revealing and whatever else the
     server says is in `extra_fields`. A server that died is taken out of the balancer, and another one is asked.
+
+    Attributes:
+        dead: names of the servers that this client saw die.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.dead: list[str] = []
 
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
@@ -29,15 +36,15 @@ class WholeAnswerClient(LLMServerClient):
         Raises:
             RuntimeError: every server died, with the names of those that this client saw.
         """
-        dead: list[str] = []
         while True:
-            server_id, server = await self._next_server(request_id, dead)
+            server_id, server = await self._next_server(request_id)
             try:
                 output = await server.generate.remote(
                     request_id=request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, **kwargs
                 )
             except RayActorError as error:
-                dead.append(server_id)
+                if server_id not in self.dead:
+                    self.dead.append(server_id)
                 logger.error("the rollout server %s died: %s", server_id, error)
                 await self._load_balancer.remove_servers.remote([server_id])
                 continue
@@ -49,11 +56,11 @@ class WholeAnswerClient(LLMServerClient):
                 return output
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def _next_server(self, request_id: str, dead: list[str]) -> tuple[str, Any]:
+    async def _next_server(self, request_id: str) -> tuple[str, Any]:
         try:
             return await self._acquire_server(request_id)
         except RuntimeError as error:
             if "No available servers" not in str(error):
                 raise
-            names = ", ".join(dead) or "see above in the log"
+            names = ", ".join(self.dead) or "another process saw which, see above in the log"
             raise RuntimeError(f"every rollout server died: {names}") from error
