@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.weight_files import parameter_count
+from maskgrpo_plugin.trainer.checkpoints import POINTER, STEP, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _check_writable(key: str, folder: str) -> None:
 
 
 def _check_resume(config: DictConfig) -> None:
-    """`resume_path` names a checkpoint that is there; `auto` finds a pointer that can be read."""
+    """`resume_path` names a checkpoint that is there; `auto` finds a checkpoint where a pointer says so."""
     trainer = config.trainer
     if trainer.resume_mode == "resume_path":
         path = trainer.resume_from_path
@@ -68,17 +69,13 @@ def _check_resume(config: DictConfig) -> None:
             raise OptionError("trainer.resume_from_path", path, allowed)
         if not (Path(path).expanduser() / "actor").is_dir():
             raise OptionError("trainer.resume_from_path", path, "there is no checkpoint (no folder actor in it)")
-    if trainer.resume_mode != "auto":
-        return
-    pointer = Path(str(trainer.default_local_dir)) / "latest_checkpointed_iteration.txt"
-    if not pointer.is_file():
-        return
+    root = Path(str(trainer.default_local_dir))
+    pointer = root / POINTER
+    if trainer.resume_mode != "auto" or not pointer.is_file() or whole_checkpoints(root):
+        return  # a pointer that is torn is mended by the trainer where there is a whole checkpoint to name
     step = pointer.read_text(errors="replace").strip()
-    if not step.isdigit():
-        allowed = f"{pointer} holds {step!r} and no step; write the number of the last whole global_step_<number> there"
-        raise OptionError("trainer.default_local_dir", str(trainer.default_local_dir), allowed)
-    if not (pointer.parent / f"global_step_{step}" / "actor").is_dir():
-        allowed = f"{pointer} names step {step}, whose folder global_step_{step}/actor is not there"
+    if not (step.isdigit() and (root / f"{STEP}{step}" / "actor").is_dir()):
+        allowed = f"{pointer} holds {step!r}, and there is no whole checkpoint; remove it to start anew"
         raise OptionError("trainer.default_local_dir", str(trainer.default_local_dir), allowed)
 
 

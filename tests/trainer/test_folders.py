@@ -65,16 +65,17 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_and_a_tight_one_named(c
 @pytest.mark.parametrize(
     ("content", "steps", "message"),
     [
-        ("", (), "holds '' and no step"),
-        ("ten", (), "holds 'ten' and no step"),
-        ("4", (2,), "names step 4, whose folder global_step_4/actor is not there"),
+        ("", (), "holds '', and there is no whole checkpoint"),
+        ("ten", (), "holds 'ten', and there is no whole checkpoint"),
+        ("ten", (2,), None),  # the trainer mends it
         ("2", (2,), None),
     ],
 )
-def test_a_pointer_to_the_last_checkpoint_that_is_torn_is_named(config, tmp_path, content, steps, message):
+def test_a_pointer_to_no_checkpoint_is_named(config, tmp_path, content, steps, message):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text(content)
     for step in steps:
         (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
+        (tmp_path / f"global_step_{step}" / "data.pt").touch()
     run = config(f"trainer.default_local_dir={tmp_path}", "trainer.resume_mode=auto")
     if message is None:
         check_folders(run)
