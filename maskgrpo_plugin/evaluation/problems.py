@@ -9,6 +9,7 @@ from typing import Any
 
 from maskgrpo_plugin.data.image_prompts import prompt_rows
 from maskgrpo_plugin.data.templates import ANSWER_PREFIXES
+from maskgrpo_plugin.data.checks import conversation_problem
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest
 
@@ -67,7 +68,8 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
         limit: number of rows that are taken of each data source, the first ones; None: all.
 
     Raises:
-        OptionError: a file that does not exist or is of another kind, no file at all, or texts and images together.
+        OptionError: a file that does not exist or is of another kind, no file at all, a row that cannot be asked or
+            scored, or texts and images together.
         DataError: a file of prompts that holds none.
     """
     import pyarrow.parquet as pq
@@ -85,6 +87,10 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
         missing = {"data_source", "prompt", "reward_model"} - set(found[0] if found else ())
         if missing:
             raise OptionError("--data", str(file), f"it lacks {', '.join(sorted(missing))}, or has no rows")
+        for number, row in enumerate(found):
+            problem = conversation_problem(row["prompt"]) or _reward_problem(row)
+            if problem:
+                raise OptionError("--data", f"{file}, row {number}", problem)
         rows += found
     for file in prompts:
         rows += prompt_rows(file, file.stem, "validation")
@@ -93,6 +99,12 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
     if len(kinds) != 1:
         raise OptionError("--data", [str(file) for file in data], "name texts or images, one of them in a run")
     return problems
+
+
+def _reward_problem(row: Mapping[str, Any]) -> str | None:
+    if not isinstance(row["reward_model"], Mapping):
+        return f"its reward_model is {row['reward_model']!r}; allowed: a struct with ground_truth"
+    return "its data_source is null" if row["data_source"] is None else None
 
 
 def digests(files: Iterable[Path]) -> dict[str, str]:

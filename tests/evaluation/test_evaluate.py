@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluate import main
+from maskgrpo_plugin.evaluation.problems import read_problems
 from maskgrpo_plugin.rewards.text.scorers.arithmetic import score_arithmetic
 
 VARIED = Path(__file__).parents[1] / "e2e" / "varied_reward.py"
@@ -192,3 +194,24 @@ def test_options_that_cannot_work_are_named(tiny_run, tmp_path, capsys, options,
     assert "error: " in error
     assert re.search(message, error)
     assert not (tmp_path / "out" / "generations.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("prompt", None, "its prompt is null"),
+        ("reward_model", None, "its reward_model is None"),
+        ("data_source", None, "its data_source is null"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_or_scored_is_named(tiny_run, tmp_path, column, value, message):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(tiny_run / "data" / "validation.parquet")
+    rows = table.to_pylist()
+    rows[3][column] = value
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    with pytest.raises(OptionError, match=rf"rows\.parquet, row 3.*{message}"):
+        read_problems([file], [], limit=None)
