@@ -118,7 +118,7 @@ class ImageClassifier:
         return self.model(pixel_values=inputs.to(self.model.dtype)).logits.float().softmax(-1)
 
 
-class ClipScorer:
+class CLIPSimilarity:
     """A transformers CLIP with its tokenizer and preprocessing (arXiv 2103.00020).
 
     Args:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import maskgrpo_plugin.models
 from maskgrpo_plugin.models.families import MMaDAFamily, build_family
-from maskgrpo_plugin.models.image_scorers import ClipScorer, ImageClassifier
+from maskgrpo_plugin.models.image_scorers import CLIPSimilarity, ImageClassifier
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
 
 
@@ -82,7 +82,7 @@ def test_the_scorers_load(made, digits):
     classifier = ImageClassifier(folder / "classifier")
     assert classifier.labels == tuple("0123456789")
     torch.testing.assert_close(classifier.probabilities(pixels).sum(1), torch.ones(3))
-    clip = ClipScorer(folder / "clip")
+    clip = CLIPSimilarity(folder / "clip")
     similarity = clip.similarity(pixels, [digits.digit_prompt(digit) for digit in (0, 1, 2)])
     assert similarity.shape == (3,) and bool((similarity.abs() <= 1.0001).all())
     with pytest.raises(ValueError, match="1 texts for 3 images"):

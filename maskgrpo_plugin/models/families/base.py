@@ -1,6 +1,5 @@
 """What a family is: the special tokens of its checkpoints, and how its prompts are laid out."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from maskgrpo_plugin.models.grids import filled_grid
 from maskgrpo_plugin.models.special_tokens import mask_token_problem, stop_token_ids
 
 Messages = Sequence[Mapping[str, str]]
@@ -244,10 +244,12 @@ class ImageFamily(Family, ABC):
         Raises:
             ValueError: their number is no square.
         """
-        side = math.isqrt(self.image.count)
-        if side * side != self.image.count:
-            raise ValueError(f"config num_vq_tokens={self.image.count} is no square; give the grid of the image")
-        return side, side
+        try:
+            return filled_grid(self.image.count)
+        except ValueError:
+            raise ValueError(
+                f"config num_vq_tokens={self.image.count} is no square; give the grid of the image"
+            ) from None
 
     @abstractmethod
     def text_to_image(self, text: str, grid: tuple[int, int] | None = None) -> Prompt:

@@ -1,12 +1,12 @@
 """Lumina-DiMOO (arXiv 2510.06308): LLaDA's classes with image tokens; a newline token ends each row of an image."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from maskgrpo_plugin.models.families.base import ImageFamily, Messages, Prompt, pad_left
+from maskgrpo_plugin.models.grids import filled_grid
 
 IMAGE_START, IMAGE_END = "<image>", "</image>"
 ANSWER_START, ANSWER_END = "<answer>", "</answer>"
@@ -86,10 +86,7 @@ class DiMOOFamily(ImageFamily):
         See `ImageFamily.understanding`; the layout has no chat template.
         """
         tokens = self.image_token_ids(codes)
-        side = math.isqrt(len(tokens))
-        rows, columns = grid or (side, side)
-        if rows * columns != len(tokens):
-            raise ValueError(f"{len(tokens)} image codes do not fill a grid of {rows} × {columns}")
+        _, columns = filled_grid(len(tokens), grid)
         question = "\n".join(message["content"] for message in messages if message["role"] == "user")
         ids = [
             *self.encode(f"{self._system('understanding')}<user>{question}"),

@@ -1,6 +1,5 @@
 """MAGVIT-v2 in plain PyTorch: convolutional encoder, lookup-free quantisation, convolutional decoder."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from maskgrpo_plugin.models.grids import filled_grid
 from maskgrpo_plugin.models.magvitv2.configuration_magvitv2 import MAGVITv2Config
 
 WEIGHT_FILES = (
@@ -286,12 +286,7 @@ def check_codes(indices: Tensor, grid: tuple[int, int] | None, codebook_size: in
     """The grid that (B, h·w) codes fill; see `MAGVITv2.decode_code` for arguments and errors."""
     if indices.dim() != 2:
         raise ValueError(f"indices must be (B, h·w), got {tuple(indices.shape)}")
-    tokens = indices.shape[1]
-    if grid is None:
-        side = math.isqrt(tokens)
-        grid = (side, side)
-    if grid[0] * grid[1] != tokens or tokens == 0:
-        raise ValueError(f"{tokens} image tokens do not fill a grid of {grid[0]} × {grid[1]}")
+    grid = filled_grid(indices.shape[1], grid)
     if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < codebook_size:
         raise ValueError(
             f"image tokens {int(indices.min())} to {int(indices.max())}: allowed are 0 to {codebook_size - 1}, the "

@@ -62,9 +62,9 @@ class ClipFolderScorer:
     """
 
     def __init__(self, folder: str, device: str | None = None):
-        from maskgrpo_plugin.models.image_scorers import ClipScorer
+        from maskgrpo_plugin.models.image_scorers import CLIPSimilarity
 
-        self.clip = ClipScorer(Path(folder).expanduser(), choose_device(device))
+        self.clip = CLIPSimilarity(Path(folder).expanduser(), choose_device(device))
 
     def score(self, samples: Sequence[ImageSample]) -> list[float]:
         """The cosine of each image with its prompt."""
