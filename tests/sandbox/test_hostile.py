@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -102,17 +103,30 @@ AS_ANOTHER = [
 ]
 
 
+@pytest.fixture(scope="module")
+def readable():
+    """The package and the rows in a folder that every user can read, wherever the clone lies."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        package = Path(maskgrpo_plugin.__file__).parent
+        shutil.copytree(package, folder / "package", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).parent / "hostile_programs.py", folder)
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield folder
+
+
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_held_where_we_are_not_root(isolation):
+def test_held_where_we_are_not_root(isolation, readable):
     """There program and supervisor have one user, so that signals and limits reach it."""
-    folder = Path(maskgrpo_plugin.__file__).parent
     command, python = [], sys.executable
     if os.geteuid() == 0:
         python = "/usr/bin/python3"
         if not shutil.which("setpriv") or not os.path.exists(python):
             pytest.skip("no setpriv, or no Python that another user can read")
         command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
-    arguments = [str(folder), str(Path(__file__).parent), isolation, json.dumps(AS_ANOTHER)]
+    arguments = [str(readable / "package"), str(readable), isolation, json.dumps(AS_ANOTHER)]
     ran = subprocess.run(
         [*command, python, "-c", _ALONE, *arguments], capture_output=True, text=True, timeout=300, cwd="/"
     )
