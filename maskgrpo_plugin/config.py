@@ -11,6 +11,7 @@ from verl.workers.config import FSDPActorConfig, RolloutConfig
 
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
+from maskgrpo_plugin.diffusion.random import LARGEST_SEED
 from maskgrpo_plugin.diffusion.samplers import Sampler, build_for_run, option_names
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number
 from maskgrpo_plugin.models.families import ImageFamily
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 ESTIMATION = "algorithm.estimation"
 MASK_SHARING = ("index", "group", "sample")
-LARGEST_SEED = 2**63 - 1
 # keys that became options of an estimator; they work under their old names for one release
 MOVED_TO_OPTIONS = ("gamma", "remasking", "time_weighting", "prompt_mask_ratio", "level_cap")
 
@@ -286,8 +286,7 @@ class DiffusionRolloutConfig(RolloutConfig):
         super().__post_init__()
         check_number("actor_rollout_ref.rollout.log_prob_gap_rows", self.log_prob_gap_rows, 0, whole=True)
         for key in ("max_wait_ms", "quiet_ms", "log_prob_gap_warning"):
-            if not getattr(self, key) >= 0:
-                raise OptionError(f"actor_rollout_ref.rollout.{key}", getattr(self, key), "allowed: 0 or more")
+            check_number(f"actor_rollout_ref.rollout.{key}", getattr(self, key), 0)
 
 
 @dataclass

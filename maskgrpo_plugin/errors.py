@@ -47,6 +47,17 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
             raise OptionError(key, values[key], f"no such key; there are {', '.join(known)}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """An error's type and the last line of what it says: Ray puts the stack of the other process before it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+
+
 def nearest(key: str, known: Iterable[str]) -> str | None:
     """The known key that is most like `key`, or None where none is."""
     return next(iter(difflib.get_close_matches(key, list(known), n=1, cutoff=0.75)), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, first_line
 
 
 def import_place(place: str) -> ModuleType:
@@ -60,8 +60,7 @@ def check_class(key: str, name: Any) -> None:
         if not hasattr(importlib.import_module(module), attribute):
             raise ImportError(f"{module} has no {attribute}")
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError(key, name, f"allowed: package.module.Class; {cause}") from None
+        raise OptionError(key, name, f"allowed: package.module.Class; {first_line(error)}") from None
 
 
 def import_modules_of(package: str, path: Iterable[str]) -> None:

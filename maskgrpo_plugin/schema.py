@@ -19,7 +19,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskgrpo_plugin.errors import OptionError, nearest
+from maskgrpo_plugin.errors import OptionError, first_line, nearest
 
 SHIPPED = "_generated_ppo_trainer.yaml"
 ENGINE = "dp"  # FSDP, whose config is the shipped one
@@ -128,7 +128,7 @@ def resolve(config: DictConfig, key: str) -> Any:
     except OmegaConfBaseException as error:
         raw = OmegaConf.to_container(parent, resolve=False)
         shown = raw.get(name) if isinstance(raw, dict) else "${…}"
-        raise OptionError(key, shown, str(error).splitlines()[0]) from None
+        raise OptionError(key, shown, first_line(error)) from None
 
 
 @functools.cache
@@ -217,7 +217,7 @@ def _owner(path: str, values: Mapping[str, Any]) -> type | None:
     try:
         found = get_class(str(target))
     except Exception as error:
-        raise OptionError(f"{path}._target_", target, f"it cannot be imported: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"{path}._target_", target, f"it cannot be imported: {first_line(error)}") from None
     return found if isinstance(found, type) and is_dataclass(found) else None
 
 

@@ -11,7 +11,7 @@ from verl.utils.reward_score import default_compute_score
 
 from maskgrpo_plugin.data.checks import check_python_object
 from maskgrpo_plugin.data.row_files import Row, data_files
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.rewards.text.config import SECTION, TEXT_REWARD_MANAGER, TextRewardConfig
 from maskgrpo_plugin.rewards.text.registry import TASKS, score, task_of
 
@@ -82,7 +82,7 @@ def _truth_problem(task: str, truth: Any, info: Mapping[str, Any], weights: Mapp
     try:
         score(task, "", truth, weights=weights, **extra)
     except (ValueError, TypeError, AttributeError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     except RuntimeError:  # what the task runs on is not here, which is checked elsewhere
         return None
     return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig
 
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, first_line
 
 FILE_KEYS = ("train_files", "val_files")
 SUFFIXES = (".parquet", ".json", ".jsonl")
@@ -86,8 +86,7 @@ def _read(key: str, name: str) -> RowFile:
         stat = path.stat()
         return _read_file(str(path), stat.st_size, stat.st_mtime_ns)
     except Exception as error:  # pyarrow has errors of many kinds
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OptionError(key, name, f"it cannot be read: {cause}") from None
+        raise OptionError(key, name, f"it cannot be read: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=16)

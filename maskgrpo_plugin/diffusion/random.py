@@ -9,6 +9,8 @@ import operator
 import torch
 from torch import Tensor
 
+LARGEST_SEED = 2**63 - 1
+
 # SplitMix64 (Steele, Lea and Flood, 2014)
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from maskgrpo_plugin.errors import OptionError, check_number, nearest
+from maskgrpo_plugin.errors import OptionError, check_number, first_line, nearest
 from maskgrpo_plugin.models.families import find_family
 from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.models.special_tokens import mask_token_problem
@@ -125,8 +125,8 @@ def _check_library(name: Any) -> None:
         try:
             importlib.import_module(library)
         except Exception as error:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OptionError(f"{SECTION}.external_lib", library, f"it cannot be imported: {cause}") from None
+            message = f"it cannot be imported: {first_line(error)}"
+            raise OptionError(f"{SECTION}.external_lib", library, message) from None
 
 
 def _checkpoint_config(model: DictConfig, path: str) -> PretrainedConfig:
@@ -137,7 +137,7 @@ def _checkpoint_config(model: DictConfig, path: str) -> PretrainedConfig:
         checkpoint = AutoConfig.from_pretrained(os.path.expanduser(str(model.get("hf_config_path") or path)))
     except (ValueError, OSError) as error:
         key = "hf_config_path" if model.get("hf_config_path") else "path"
-        raise OptionError(f"{SECTION}.{key}", model[key], _first_line(error)) from None
+        raise OptionError(f"{SECTION}.{key}", model[key], first_line(error)) from None
     for key, value in override.items():
         _check_override(checkpoint, key, value)
         if key != ATTENTION:
@@ -173,7 +173,7 @@ def _tokenizer(model: DictConfig, path: str) -> Any:
     try:
         tokenizer = _load_tokenizer(folder, _newest(folder))
     except Exception as error:
-        raise OptionError(f"{SECTION}.{key}", folder, f"no tokenizer: {_first_line(error)}") from None
+        raise OptionError(f"{SECTION}.{key}", folder, f"no tokenizer: {first_line(error)}") from None
     if model.get("custom_chat_template") is not None:
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = model.custom_chat_template
@@ -249,7 +249,7 @@ def _check_weights(model: DictConfig, checkpoint: PretrainedConfig, path: str) -
         try:
             empty = _without_memory(checkpoint)
         except Exception as error:  # the constructors of other people's models
-            raise OptionError(key, value, f"no model by that config: {_first_line(error)}") from None
+            raise OptionError(key, value, f"no model by that config: {first_line(error)}") from None
         if model.lora_rank > 0:
             _check_targets(model, empty)
     try:
@@ -320,7 +320,3 @@ def _check_pattern(key: str, pattern: Any) -> None:
             re.compile(pattern)
     except re.error as error:
         raise OptionError(key, pattern, f"no regular expression: {error}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

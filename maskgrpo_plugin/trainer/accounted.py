@@ -16,7 +16,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
-from maskgrpo_plugin.trainer.accounting import Ledger
+from maskgrpo_plugin.trainer.accounting import Ledger, LostSamples
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.rollout.client import WholeAnswerClient
 
@@ -102,6 +102,8 @@ class AccountedTrainer(PPOTrainer):
     def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
         try:
             batch = super()._step_once(metrics, timing_raw, sample_batch_size)
+        except LostSamples:
+            raise
         except RuntimeError:
             self._check_losses()  # verl's error where a step has no completion at all names no cause
             raise
@@ -143,10 +145,9 @@ class AccountedTrainer(PPOTrainer):
         rewards = scores.sum(-1)
         failed |= real & ~rewards.isfinite()
         count = int(failed.sum())
-        self._enter_losses()
+        self._check_losses(count)
         metrics["reward/failed_samples"] = float(count)
         metrics["reward/lost_samples"] = float(self.ledger.lost)
-        self._check_losses(count)
         if count == 0 or self.reward_failure_policy == "zero":
             return batch
         logger.warning("%d of %d rewards failed at step %d", count, int(real.sum()), self.global_steps)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from maskgrpo_plugin.errors import last_line
+
 logger = logging.getLogger(__name__)
 
 POINTER = "latest_checkpointed_iteration.txt"
@@ -33,17 +35,25 @@ def explained(what: str, folder: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = f"{type(error).__name__}: {lines[-1] if lines else ''}"
-        raise CheckpointError(f"the checkpoint {folder} {what} ({space_left(folder)}); {advice}. {cause}") from error
+        place = f"the checkpoint {folder} {what} ({space_left(folder)})"
+        raise CheckpointError(f"{place}; {advice}. {last_line(error)}") from error
 
 
 def space_left(folder: Path) -> str:
     """Free space of the nearest folder above that exists, and whether it can be written to."""
-    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    there = existing_ancestor(folder)
+    there = there if there.exists() else there.parent  # a link to nowhere
     usage = shutil.disk_usage(there)
     writable = "" if os.access(there, os.W_OK) else f", {there} cannot be written to"
     return f"{usage.free / GIB:.2f} GiB free of {usage.total / GIB:.2f}{writable}"
+
+
+def existing_ancestor(folder: str | Path) -> Path:
+    """The folder itself where it is there, else the nearest folder or file above it that is."""
+    path = Path(folder).expanduser().absolute()
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
 
 
 def whole_checkpoints(root: Path) -> list[int]:

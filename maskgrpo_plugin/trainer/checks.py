@@ -27,8 +27,6 @@ from maskgrpo_plugin.trainer.stages import MaskGRPOStages
 
 OR_NEVER = Range(1, also=(-1, 0))
 TRAINER = {
-    "nnodes": COUNT,
-    "n_gpus_per_node": COUNT,
     "total_epochs": COUNT,
     "total_training_steps": COUNT_OR_NULL,
     "save_freq": OR_NEVER,
@@ -162,6 +160,8 @@ def check_unsupported(config: DictConfig) -> None:
         "critic.enable": "MaskGRPO has no critic",
         "distillation.enabled": "there is no teacher of masked diffusion",
     }
+    if config.trainer.device == "npu":
+        raise OptionError("trainer.device", "npu", "use cuda or cpu: weights reach the rollout servers by CUDA's means")
     for key, reason in needs_false.items():
         if OmegaConf.select(config, key):
             raise OptionError(key, True, f"use false: {reason}")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.weight_files import parameter_count
-from maskgrpo_plugin.trainer.checkpoints import POINTER, STEP, whole_checkpoints
+from maskgrpo_plugin.trainer.checkpoints import POINTER, STEP, existing_ancestor, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,6 @@ def check_folders(config: DictConfig) -> None:
     _check_resume(config)
     if trainer.save_freq > 0:
         _check_space(config)
-
-
-def existing_ancestor(folder: str) -> Path:
-    """The folder itself where it is there, else the nearest folder or file above it that is."""
-    path = Path(folder).expanduser().absolute()
-    while not os.path.lexists(path) and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _check_writable(key: str, folder: str) -> None:

@@ -113,7 +113,7 @@ class MaskGRPOStages(AccountedTrainer):
         self.plan = self.estimation.plan(self.global_steps, stop_token_ids=family.stop_token_ids)
         self._write_mask_keys(batch)
         self._write_extra_fields(batch)
-        self._keep_canvases(batch)
+        self._keep_canvases(batch, family.mask_token_id)
         for update in range(self.estimator.updates):
             for name, value in self.estimator.metrics(update).items():
                 metrics[f"actor/level_{update + 1}/{name}"] = value
@@ -135,7 +135,7 @@ class MaskGRPOStages(AccountedTrainer):
             self._attach_plan(batch)
         return super()._compute_ref_log_prob(batch, metrics)
 
-    def _keep_canvases(self, batch: KVBatchMeta) -> None:
+    def _keep_canvases(self, batch: KVBatchMeta, mask_token_id: int) -> None:
         """Keep a few of the step's canvases for `_log_prob_gap`, in a step that validates."""
         self.canvases = None
         rows, every = self.config.actor_rollout_ref.rollout.log_prob_gap_rows, self.config.trainer.test_freq
@@ -146,8 +146,7 @@ class MaskGRPOStages(AccountedTrainer):
         keys = [batch.keys[n] for n in real[:rows]]
         fields = [*ESTIMATION_FIELDS, *self.estimator.requires]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
-        family = load_family(self.config.actor_rollout_ref.model, self.tokenizer)
-        self.canvases = first_pass(data, self.plan, family.mask_token_id)
+        self.canvases = first_pass(data, self.plan, mask_token_id)
 
     def _log_prob_gap(self) -> dict[str, float]:
         """How far the rollout's model is from the actor after a weight sync: the mean absolute difference of their

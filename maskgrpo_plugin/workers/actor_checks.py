@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.torch_dtypes import PrecisionType
 
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.tables import (
     COUNT,
     COUNT_OR_NULL,
@@ -192,8 +192,8 @@ def _check_optimizer(optim: DictConfig) -> None:
     try:
         module = importlib.import_module(optim.optimizer_impl)
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError(f"{key}.optimizer_impl", optim.optimizer_impl, f"it cannot be imported: {cause}") from None
+        message = f"it cannot be imported: {first_line(error)}"
+        raise OptionError(f"{key}.optimizer_impl", optim.optimizer_impl, message) from None
     if not hasattr(module, optim.optimizer):
         raise OptionError(f"{key}.optimizer", optim.optimizer, f"{optim.optimizer_impl} has no such optimiser")
 

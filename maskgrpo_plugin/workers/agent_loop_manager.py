@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from maskgrpo_plugin.errors import last_line
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ ATTEMPTS = 3
 RESTART_S = 120.0  # the longest wait for a reward worker that Ray restarts
 WAIT_S = 1.0  # before the second attempt, and twice that before the third
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)  # not tried again
+MOST_CAUSE = 500  # characters of a cause
 FAILED_REWARD = {"acc": 0.0, "reward_failed": 1.0}
 
 _validating: ContextVar[bool] = ContextVar("validating", default=False)
@@ -70,9 +72,9 @@ class AccountingWorker(_Worker):
                 return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
             except Exception as error:
                 if attempt == ATTEMPTS or isinstance(error, MISTAKES):
-                    self.losses.append(Loss(trajectory["validate"], True, _one_line(error)))
+                    self.losses.append(Loss(trajectory["validate"], True, last_line(error)[:MOST_CAUSE]))
                     raise
-                logger.warning("attempt %d of %d at a completion failed: %s", attempt, ATTEMPTS, _one_line(error))
+                logger.warning("attempt %d of %d at a completion failed: %s", attempt, ATTEMPTS, last_line(error))
                 await asyncio.sleep(WAIT_S * attempt)
         raise AssertionError("unreachable")
 
@@ -81,7 +83,7 @@ class AccountingWorker(_Worker):
             await self._score(outputs, kwargs)
         except Exception as error:
             logger.exception("no reward for index=%s: it counts as failed", kwargs.get("index"))
-            self.losses.append(Loss(_validating.get(), False, _one_line(error)))
+            self.losses.append(Loss(_validating.get(), False, last_line(error)[:MOST_CAUSE]))
             outputs[-1].reward_score = 0.0
             outputs[-1].extra_fields["reward_extra_info"] = dict(FAILED_REWARD)
         for output in outputs:
@@ -109,7 +111,7 @@ class AccountingWorker(_Worker):
                 restarting = "restarting" in str(error) and time.monotonic() < deadline
                 if attempt == ATTEMPTS and not restarting:
                     raise
-                logger.warning("a reward worker died: %s", _one_line(error))
+                logger.warning("a reward worker died: %s", last_line(error))
                 await asyncio.sleep(WAIT_S * attempt)
                 attempt += not restarting
 
@@ -147,9 +149,3 @@ class MaskGRPOAgentLoopManager(AgentLoopManagerTQ):
     def pop_losses(self) -> list[Loss]:
         """What all workers lost since the last call."""
         return [loss for losses in ray.get([w.pop_losses.remote() for w in self.agent_loop_workers]) for loss in losses]
-
-
-def _one_line(error: Exception) -> str:
-    """An error's type and the last line of what it says: Ray puts the stack of the other process before it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:500]

@@ -342,6 +342,7 @@ critic.enable=true
 
 TRAINER = """
 trainer=fast
+trainer.device=npu
 trainer.total_epochs=0
 trainer.total_epochs=-1
 trainer.total_epochs=ten

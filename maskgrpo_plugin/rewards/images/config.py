@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from maskgrpo_plugin.errors import OptionError, check_choice, check_keys
+from maskgrpo_plugin.errors import OptionError, check_choice, check_keys, first_line
 from maskgrpo_plugin.rewards.failures import FAILURE_POLICIES
 from maskgrpo_plugin.rewards.images.registry import ScorerEntry, check_option_names, get_scorer, resolve, scorer_kinds
 from maskgrpo_plugin.rewards.sections import plain
@@ -196,7 +196,7 @@ def _check_library(module: str, extra: str | None) -> None:
             raise ImportError(f"it needs {module}, which needs {error.name}: {advice}") from error
         raise ImportError(f"it needs {module}, which is not installed: {advice}") from error
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = first_line(error)
         raise ImportError(f"it needs {module}, whose import fails: {cause}") from error
 
 

@@ -12,7 +12,7 @@ from maskgrpo_plugin.config import ImageSettings
 from maskgrpo_plugin.data.checks import check_row_count
 from maskgrpo_plugin.data.row_files import DataFile, Row, data_files
 from maskgrpo_plugin.diffusion.samplers import SAMPLERS, get_sampler
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.models.checks import load_tokenizer
 from maskgrpo_plugin.models.families import Family, ImageFamily, load_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
@@ -99,7 +99,7 @@ def _text_lengths(
                 )
             )
         except Exception as error:  # jinja2 and templates raise errors of many kinds
-            raise each.file.refuse(each.number, f"the chat template refuses it: {_first_line(error)}") from None
+            raise each.file.refuse(each.number, f"the chat template refuses it: {first_line(error)}") from None
     chats = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
     if builder.family is None or type(builder.family).text_to_text is Family.text_to_text:
         return list(zip(rows, chats, chats, strict=True))
@@ -178,7 +178,7 @@ def _image_grid(config: DictConfig, family: Any) -> tuple[int, int]:
     try:
         tokenizer_config = image_tokenizer_config(path)
     except (ModuleNotFoundError, ValueError, KeyError, TypeError, OSError) as error:
-        raise OptionError(key, path, _first_line(error)) from None
+        raise OptionError(key, path, first_line(error)) from None
     if tokenizer_config.codebook_size != family.image.codebook_size:
         allowed = f"it has {tokenizer_config.codebook_size} codes, the model's config {family.image.codebook_size}"
         raise OptionError(key, path, allowed)
@@ -209,7 +209,3 @@ def _check_image_row(config: DictConfig, builder: RequestBuilder, each: PromptRo
     if response != length:
         allowed = f"an image takes {response} tokens with its end"
         raise OptionError("data.max_response_length", length, allowed)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -238,19 +238,16 @@ class RequestQueue:
                     return Batch(self, self.take(queue[0].kind, self.max_batch))
 
     def _run_apart(self, batch: Batch) -> None:
-        """Run a batch, and each request that it leaves without an answer by itself."""
+        """Run a batch; where it fails, each request that it leaves without an answer by itself."""
         error = self._timed_run(batch)
         left = batch.unanswered
-        if error is not None and len(left) > 1:
-            logger.warning("a batch failed, and its %d unanswered requests are run one by one: %r", len(left), error)
-            for request in left:
-                alone = Batch(self, [request], joinable=False)
-                own_error = self._timed_run(alone)
-                for unanswered in alone.unanswered:
-                    settle(unanswered, own_error or _forgotten())
-        else:
-            for request in left:
-                settle(request, error or _forgotten())
+        if error is None or len(left) < 2:
+            _settle_rest(batch, error)
+            return
+        logger.warning("a batch failed, and its %d unanswered requests are run one by one: %r", len(left), error)
+        for request in left:
+            alone = Batch(self, [request], joinable=False)
+            _settle_rest(alone, self._timed_run(alone))
 
     def _oldest(self) -> deque[Request] | None:
         queues = [queue for queue in self._waiting.values() if queue]
@@ -270,5 +267,7 @@ class RequestQueue:
         return None
 
 
-def _forgotten() -> RuntimeError:
-    return RuntimeError("the batch ended without this answer")
+def _settle_rest(batch: Batch, error: Exception | None) -> None:
+    """Give the requests that a batch did not answer its error."""
+    for request in batch.unanswered:
+        settle(request, error or RuntimeError("the batch ended without this answer"))

@@ -17,6 +17,7 @@ from verl.utils.device import get_device_name, get_torch_device
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.rollout.replica import TokenOutput
 
+from maskgrpo_plugin.diffusion.random import LARGEST_SEED
 from maskgrpo_plugin.diffusion.samplers.base import RunningBatch, Sampler
 from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
 from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CONTROL = "control"  # Ray's concurrency group of what may not wait behind requests
 CONTROL_CALLS = 16
-MAX_SEED = 2**63
 
 
 def server_actor(server_cls: type["RolloutServer"]) -> Any:
@@ -129,7 +129,7 @@ class RolloutServer:
         """
         seed = sampling_params.get("seed")
         seed = zlib.crc32(str(request_id).encode()) if seed is None else int(seed)
-        if not 0 <= seed < MAX_SEED:
+        if not 0 <= seed <= LARGEST_SEED:
             raise ValueError(f"seed={seed}; allowed: from 0 below 2^63")
         canvas = None if canvas_ids is None else CanvasRequest(tuple(canvas_ids), tuple(uncond_ids), is_image)
         if canvas is not None and not is_image and len(canvas.canvas_ids) != self.config.response_length:

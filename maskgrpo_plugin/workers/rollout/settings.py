@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 from verl.utils.torch_dtypes import PrecisionType
 
+from maskgrpo_plugin.diffusion.random import LARGEST_SEED
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.imports import check_class
 from maskgrpo_plugin.tables import (
@@ -17,18 +18,13 @@ from maskgrpo_plugin.tables import (
 )
 
 ROLLOUT = "actor_rollout_ref.rollout"
-LARGEST_SEED = 2**63 - 1
 NUMBERS = {
-    "n": COUNT,
-    "val_kwargs.n": COUNT,
     "temperature": NOT_NEGATIVE,
     "val_kwargs.temperature": NOT_NEGATIVE,
     "seed": Range(0, LARGEST_SEED),
     "prompt_length": COUNT,
     "response_length": COUNT,
     "max_num_seqs": COUNT,
-    "max_wait_ms": NOT_NEGATIVE,
-    "quiet_ms": NOT_NEGATIVE,
     "image.height": COUNT_OR_NULL,
     "image.width": COUNT_OR_NULL,
     "image.contact_sheet_rows": Range(0),

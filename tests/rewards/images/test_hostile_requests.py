@@ -6,12 +6,9 @@ import contextlib
 import functools
 import io
 import json
-import os
 import pickle
 import socket
 import struct
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_example
+from conftest import load_example
+from example_server import reward_server
 from image_helpers import FILE
 from PIL import Image
 
@@ -177,28 +175,10 @@ def test_a_server_of_json_alone_refuses_pickles(example):
 
 @contextlib.contextmanager
 def running_server(*arguments):
-    """examples/reward_server with a scorer of brightness; gives its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = str(ROOT / "examples/reward_server/server.py")
-    command = [sys.executable, script, "--scorer", f"{FILE}:BrightnessScorer", "--port", str(port), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield port
+    """examples/reward_server with a scorer of brightness; gives its port, and must be alive at the end."""
+    with reward_server("--scorer", f"{FILE}:BrightnessScorer", *arguments) as (url, process):
+        yield int(url.rpartition(":")[2])
         assert process.poll() is None, "the server ended"
-    finally:
-        process.kill()
-        process.wait()
 
 
 def post(port, body, kind=PICKLE):

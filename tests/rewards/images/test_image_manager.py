@@ -1,10 +1,8 @@
 """The reward manager `maskgrpo_image` with scorers in real Ray actors, and with a real reward server that dies."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from example_server import reward_server
 from image_helpers import FILE, text_image
 from omegaconf import OmegaConf
 
@@ -171,30 +170,6 @@ def test_verl_knows_the_manager():
     from maskgrpo_plugin.rewards.images.manager import ImageRewardManager
 
     assert get_reward_manager_cls("maskgrpo_image") is ImageRewardManager
-
-
-@contextlib.contextmanager
-def reward_server(*arguments):
-    """examples/reward_server as its README starts it; gives url and process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "examples/reward_server/server.py"), "--port", str(port), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment)
-    try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_server_that_dies_in_the_middle_gives_counted_failures_and_the_run_goes_on(session, caplog):
