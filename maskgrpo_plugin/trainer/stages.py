@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +204,8 @@ class MaskGRPOStages(AccountedTrainer):
             return
         fields = ["extra_fields", "response_mask"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        lengths = data["response_mask"].offsets().diff().tolist()  # verl's padding rows copy the fields of a longer one
-        rows = {
-            name: [
-                torch.tensor(extra[name] if name == UNCOND_IDS else extra[name][:length])
-                for extra, length in zip(data["extra_fields"], lengths, strict=True)
-            ]
-            for name in names
-        }
-        jagged = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in rows.items()}
+        lengths = data["response_mask"].offsets().diff().tolist()
+        jagged = {name: jagged_field(name, data["extra_fields"], lengths) for name in names}
         written = TensorDict(jagged, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
 
@@ -281,6 +275,21 @@ class MaskGRPOStages(AccountedTrainer):
     def _reference_folder(self) -> str:
         root = os.path.abspath(self.config.trainer.default_local_dir)
         return os.path.join(root, f"global_step_{self.global_steps}", "reference")
+
+
+def jagged_field(name: str, extra_fields: Iterable[Mapping[str, Any]], lengths: Sequence[int]) -> torch.Tensor:
+    """A field of the rollouts as a jagged tensor (B, j).
+
+    Args:
+        name: of the field; all but `uncond_ids` have an entry for each response token.
+        extra_fields: what the rollouts gave. Rows with which verl fills a batch up have a copy of another row's.
+        lengths: of the responses, to which copies of longer ones are cut.
+    """
+    rows = [
+        torch.tensor(extra[name] if name == UNCOND_IDS else extra[name][:length])
+        for extra, length in zip(extra_fields, lengths, strict=True)
+    ]
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
 @register_trainer("maskgrpo_sync")

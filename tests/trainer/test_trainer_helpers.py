@@ -2,6 +2,7 @@
 
 from maskgrpo_plugin.rewards.failures import mean_reward_components
 from maskgrpo_plugin.trainer.image_log import distinct_words
+from maskgrpo_plugin.trainer.stages import jagged_field
 
 
 def test_reward_components_are_averaged_over_the_samples_that_have_them():
@@ -21,6 +22,13 @@ def test_a_sample_whose_whole_reward_failed_counts_as_failed_and_not_as_wrong():
     found = mean_reward_components(images)
     assert found["reward/clip"] == 0.8 and found["reward/hps_failed"] == found["reward/reward_failed"] == 1.0
     assert "reward/score" not in found and "reward/hps" not in found
+
+
+def test_rows_that_fill_a_batch_up_have_fields_as_long_as_they_are():
+    """verl's have one response token and a copy of another row's fields."""
+    extras = [{"reveal_step": [2, 0, 1], "uncond_ids": [7, 8]}, {"reveal_step": [2, 0, 1], "uncond_ids": [7, 8]}]
+    assert [row.tolist() for row in jagged_field("reveal_step", extras, [3, 1]).unbind()] == [[2, 0, 1], [2]]
+    assert [row.tolist() for row in jagged_field("uncond_ids", extras, [3, 1]).unbind()] == [[7, 8], [7, 8]]
 
 
 def test_captions_leave_out_what_all_prompts_begin_with():
