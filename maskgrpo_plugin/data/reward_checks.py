@@ -43,6 +43,16 @@ def check_text_rows(config: DictConfig) -> None:
                 raise file.refuse(number, problem)
 
 
+def reward_problem(row: Mapping[str, Any], *, needs_truth: bool) -> str | None:
+    """What is missing in a data row for any scorer, or None; of an image the scorers may do without a ground truth."""
+    if row.get("data_source") is None:
+        return "its data_source is null"
+    reward = row.get("reward_model")
+    if not isinstance(reward, Mapping) or (needs_truth and "ground_truth" not in reward):
+        return f"its reward_model is {reward!r}; allowed: a struct with ground_truth"
+    return None
+
+
 def row_problem(row: Row, weights: Mapping[str, Mapping[str, float]], *, is_custom: bool = False) -> str | None:
     """Why a data row cannot be scored, or None.
 
@@ -51,13 +61,10 @@ def row_problem(row: Row, weights: Mapping[str, Mapping[str, float]], *, is_cust
         weights: factors of reward components by task.
         is_custom: whether the run has a scorer of its own, which may do without task and ground truth.
     """
-    source, reward = row.get("data_source"), row.get("reward_model")
-    if source is None:
-        return "its data_source is null"
-    if not isinstance(reward, Mapping) or "ground_truth" not in reward:
-        return f"its reward_model is {reward!r}; allowed: a struct with ground_truth"
-    if is_custom:
-        return None
+    problem = reward_problem(row, needs_truth=True)
+    if problem or is_custom:
+        return problem
+    source, reward = row["data_source"], row["reward_model"]
     info = row.get("extra_info") or {}
     named = info.get("task")
     if named is not None and named not in TASKS:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.data.checks import conversation_problem
+from maskgrpo_plugin.data.reward_checks import reward_problem
 from maskgrpo_plugin.data.image_prompts import prompt_rows
 from maskgrpo_plugin.data.templates import ANSWER_PREFIXES
 from maskgrpo_plugin.errors import OptionError
@@ -88,7 +89,7 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
         if missing:
             raise OptionError("--data", str(file), f"it lacks {', '.join(sorted(missing))}, or has no rows")
         for number, row in enumerate(found):
-            problem = conversation_problem(row["prompt"]) or _reward_problem(row)
+            problem = conversation_problem(row["prompt"]) or reward_problem(row, needs_truth=False)
             if problem:
                 raise OptionError("--data", f"{file}, row {number}", problem)
         rows += found
@@ -99,12 +100,6 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
     if len(kinds) != 1:
         raise OptionError("--data", [str(file) for file in data], "name texts or images, one of them in a run")
     return problems
-
-
-def _reward_problem(row: Mapping[str, Any]) -> str | None:
-    if not isinstance(row["reward_model"], Mapping):
-        return f"its reward_model is {row['reward_model']!r}; allowed: a struct with ground_truth"
-    return "its data_source is null" if row["data_source"] is None else None
 
 
 def digests(files: Iterable[Path]) -> dict[str, str]:
