@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.data.checks import conversation_problem
-from maskgrpo_plugin.data.reward_checks import reward_problem
 from maskgrpo_plugin.data.image_prompts import prompt_rows
+from maskgrpo_plugin.data.reward_checks import reward_problem
 from maskgrpo_plugin.data.templates import ANSWER_PREFIXES
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest
