@@ -1,6 +1,5 @@
 """Fixtures shared by the tests: a tiny LLaDA-layout checkpoint with the quickstart's tokenizer, and its data."""
 
-import importlib.util
 import os
 import sys
 from dataclasses import replace
@@ -13,11 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the files run side by side, and so do
 
 import torch
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
-from golden_files import GOLDEN_DIR, missing  # noqa: E402
-from torchvision_ops import define_missing_operators  # noqa: E402
+from example_modules import load_example
+from golden_files import GOLDEN_DIR, missing
+from torchvision_ops import define_missing_operators
 
 define_missing_operators()
 
@@ -44,17 +43,6 @@ def golden_path(golden_dir):
         return golden_dir.joinpath(*parts)
 
     return find
-
-
-def load_example(name: str, folder: str = "quickstart"):
-    """Import examples/<folder>/<name>.py as a module."""
-    path = ROOT / "examples" / folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.append(str(path.parent))  # its neighbours, as where it is run
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

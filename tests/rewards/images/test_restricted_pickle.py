@@ -215,7 +215,7 @@ def test_mutated_pickles_are_read_or_refused_in_little_time_and_memory():
     found = read_apart("mutants", "3000")
     assert len(found) == 3000
     assert sum(outcome.startswith("read") for outcome, _ in found.values()) > 100
-    assert max(seconds for _, seconds in found.values()) < 2
+    assert max(seconds for _, seconds in found.values()) < 5
 
 
 @pytest.mark.parametrize("key", [(1,), frozenset({1}), 0.5, 2**61 - 1, -(2**64)], ids=repr)

