@@ -28,7 +28,7 @@ def small(folder, model):
     ]
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem not in PARTS))
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem not in PARTS and not file.stem.startswith("sft_")))
 def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, name):
     plain = ranks.compose_config("", name=name, folder_key=None)
     if plain.reward.reward_manager.name == "maskgrpo_image":

@@ -27,6 +27,7 @@ class Rows:
         mask_token_id: id of the mask token.
         stop_token_ids: ids that end a response.
         reveal_step: int64, the sampler's step that revealed a token, −1 where none did; None where it was not kept.
+        image_tokens: int64, 1 at the response tokens of an image, 0 at those of a text; None where nobody asks.
     """
 
     tokens: Tensor
@@ -37,6 +38,7 @@ class Rows:
     mask_token_id: int
     stop_token_ids: tuple[int, ...] = ()
     reveal_step: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     @property
     def tail(self) -> Tensor:
@@ -98,6 +100,7 @@ class Estimator(ABC):
 
     Class attributes:
         requires: fields of the rollout that `passes` reads beside the tokens, such as `reveal_step`.
+        accepts: fields of the batch that `passes` reads where the batch has them.
         uses_old, uses_reference: whether the loss compares with the old and with the reference policy at all.
         separable: no token has a part in two passes, so that the passes of a row may lie in different micro-batches.
         varies: the passes differ from update to update; where they do not, old and reference policy are asked once.
@@ -110,6 +113,7 @@ class Estimator(ABC):
     canvas: str = "masked"
 
     requires: ClassVar[tuple[str, ...]] = ()
+    accepts: ClassVar[tuple[str, ...]] = ()
     uses_old: ClassVar[bool] = True
     uses_reference: ClassVar[bool] = True
     separable: ClassVar[bool] = True

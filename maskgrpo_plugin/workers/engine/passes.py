@@ -25,7 +25,7 @@ def rows_of(data: TensorDict, plan: StepPlan, estimator: Estimator, mask_token_i
 
     Args:
         data: with jagged `input_ids` (B, j), `prompts`, `responses`, `response_mask` (B, r), `mask_key` (B,), and the
-            rollout fields that the estimator requires, jagged (B, r).
+            fields that the estimator requires or accepts, jagged (B, r).
         plan: the step's plan.
         estimator: the plan's estimator.
         mask_token_id: id of the mask token.
@@ -41,8 +41,13 @@ def rows_of(data: TensorDict, plan: StepPlan, estimator: Estimator, mask_token_i
         keys=data["mask_key"],
         mask_token_id=mask_token_id,
         stop_token_ids=plan.stop_token_ids,
-        **{name: _place(data[name], written, -1) for name in estimator.requires},
+        **{name: _place(data[name], written, -1) for name in _read_fields(data, estimator)},
     )
+
+
+def _read_fields(data: TensorDict, estimator: Estimator) -> list[str]:
+    """Fields beside the tokens that the estimator reads in this batch."""
+    return [*estimator.requires, *(name for name in estimator.accepts if name in data.keys())]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def make_units(
     if (missing := count - scoring) > 0:
         row = torch.cat([row, rows.attended.sum(-1).argmin().expand(missing)])
         number = None if number is None else pad(number, (0, missing))
-    kept = _at_update(data, update).exclude("mask_key", *estimator.requires)
+    kept = _at_update(data, update).exclude("mask_key", *_read_fields(data, estimator))
     return Units(
         data=kept,
         rows=rows,

@@ -1,0 +1,75 @@
+"""The training objective of masked diffusion models: each row masked at a level of its own, stratified over a batch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, register_estimator
+from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
+from maskgrpo_plugin.diffusion.remasking import response_noise
+from maskgrpo_plugin.errors import check_number
+
+_LEVEL_STREAM = 0x7374726174  # "strat": keeps the shift of the levels apart from the masks of the same seed and step
+
+
+@register_estimator("denoising")
+@dataclass(frozen=True)
+class Denoising(Estimator):
+    """One pass; −Σ ℓ̂ of a row is its negative evidence bound per token, for one draw of its level.
+
+    The row with the key k has u = frac(shift + k/strata), with one shift ~ U(0, 1) per seed, step and update: over
+    any `strata` keys that follow one another the levels are evenly spread, and each is uniform.
+
+    Text (LLaDA, arXiv 2502.09992, Algorithm 2): t = ε + (1 − ε)·u; each of the L tokens of the answer is masked with
+    probability t; a masked token has the weight 1/(t·L). Images (MMaDA, arXiv 2505.15809): the share
+    max(cos(π·u/2), least) of the N image tokens, rounded, at least one; a masked token has the weight 1/their number.
+
+    With the tokens [5, 6, 7, 8], the first of them a prompt, u = 0.5 and ε = 0, two of the three tokens masked: the
+    weights are [0, 2/3, 0, 2/3].
+
+    Attributes:
+        mu, canvas: see `Estimator`; `full`: the end tokens that fill a row are learned, so that answers end.
+        strata: number of keys over which levels are evenly spread, 1 or more; of a training step the rows of the batch.
+        least_level: ε of text, in (0, 1); published 1e-3.
+        least_image_level: least share of an image's tokens that is masked, in [0, 1]; published 0.3.
+    """
+
+    mu: int = 1
+    canvas: str = "full"
+    strata: int = 1
+    least_level: float = 1e-3
+    least_image_level: float = 0.3
+
+    accepts: ClassVar[tuple[str, ...]] = ("image_tokens",)
+    uses_old: ClassVar[bool] = False
+    uses_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("strata", self.strata, 1, whole=True)
+        check_number("least_level", self.least_level, 1e-9, 1)
+        check_number("least_image_level", self.least_image_level, 0, 1)
+
+    def passes(self, rows: Rows, *, seed: int, step: int, update: int) -> list[Pass]:
+        """See `Estimator.passes`."""
+        maskable = self.maskable(rows)
+        length = maskable.sum(-1, keepdim=True).double().clamp(min=1)
+        position = self.row_positions(rows.keys, seed=seed, step=step, update=update)
+        noise = response_noise(maskable, seed=combine_seed(seed, step, update), keys=rows.keys)
+        level = (self.least_level + (1 - self.least_level) * position).unsqueeze(1)
+        masked, weight = maskable & (noise < level), 1 / (level * length)
+        if rows.image_tokens is not None:
+            is_image = (rows.image_tokens > 0).any(-1, keepdim=True)
+            share = torch.cos(position * (torch.pi / 2)).clamp(min=self.least_image_level).unsqueeze(1)
+            count = (share * length).round().clamp(min=1)
+            rank = noise.masked_fill(~maskable, torch.inf).argsort(-1).argsort(-1)
+            masked = torch.where(is_image, maskable & (rank < count), masked)
+            weight = torch.where(is_image, 1 / count, weight)
+        return [Pass(self.clean(rows).masked_fill(masked, rows.mask_token_id), masked, masked * weight)]
+
+    def row_positions(self, keys: Tensor, *, seed: int, step: int, update: int) -> Tensor:
+        """u of each row in [0, 1), (B,) float64, from its key (B,)."""
+        shift = unit_float(combine_seed(_LEVEL_STREAM, seed, step, update))
+        return (shift + keys.remainder(self.strata).double() / self.strata) % 1

@@ -1,0 +1,318 @@
+"""Supervised training on verl's SFT trainer: its engine, checkpoints and tracking; batches, loss and loop of our own.
+
+The loop differs from verl's in that a step's batch is a function of the step, so that a resumed run continues exactly,
+that every validation row counts once, and that the batch is made of examples rather than of a data loader's tensors.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from tensordict import NonTensorData, TensorDict
+from tqdm import tqdm
+from verl.trainer.sft_trainer import SFTTrainer
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
+from verl.utils.metric import Metric
+from verl.utils.tracking import Tracking
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
+
+from maskgrpo_plugin.data.sft_rows import Example
+from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
+from maskgrpo_plugin.trainer.checkpoints import STEP, explained
+from maskgrpo_plugin.trainer.sft_batches import BatchOrder, divide
+from maskgrpo_plugin.trainer.sft_data import Source, read_sources
+from maskgrpo_plugin.trainer.sft_objectives import MaskedDenoising, NextToken, Objective
+
+logger = logging.getLogger(__name__)
+
+_DROPOUT_STREAM = 0x64726F70  # "drop": keeps the draws of dropped captions apart from levels and masks
+FILLS = ("batch", "max_length", "none")
+PIPED_SECONDS = 30  # between two states of the progress bar where nobody watches it
+RENAMED = ("loss", "grad_norm", "lr", "mfu")
+
+
+class ValidationRow(NamedTuple):
+    """A row at one draw of its level.
+
+    Attributes:
+        source: number of the data source.
+        example: what is evaluated.
+        key: of its level and masks.
+        share: 1 for a row that counts, 0 for one that fills up a rank's share.
+    """
+
+    source: int
+    example: Example
+    key: int
+    share: float
+
+
+class DenoisingTrainer(SFTTrainer):
+    """Supervised training of a masked diffusion model, or by next-token prediction where
+    `model.model_type=language_model`.
+
+    Args:
+        config: as `configs/sft_base.yaml` has it, checked by `check_sft`.
+    """
+
+    def _build_dataset(self) -> None:
+        self.model_config.model_type = self.config.model.model_type
+        self.sources: list[Source] = read_sources(self.config, self.model_config.hf_config, self.model_config.tokenizer)
+        data = self.config.data
+        counts = divide(data.train_batch_size, [source.share for source in self.sources])
+        for source, count in zip(self.sources, counts, strict=True):
+            source.check_count(count)
+        self.order = BatchOrder(
+            rows=tuple(len(source.train) for source in self.sources),
+            counts=tuple(counts),
+            weights=tuple(source.weight for source in self.sources),
+            seed=self.config.trainer.seed,
+        )
+        self.validation = any(source.validation for source in self.sources)
+
+    def _build_engine(self) -> None:
+        self.objective = self._make_objective()
+        self.training_client = TrainingWorker(
+            config=TrainingWorkerConfig(
+                model_type=self.objective.model_type,
+                model_config=self.model_config,
+                engine_config=self.engine_config,
+                optimizer_config=self.optimizer_config,
+                checkpoint_config=self.checkpoint_config,
+                profiler_config=self.profiler_config,
+            )
+        )
+        self.training_client.set_loss_fn(loss_fn=self.objective.loss)
+        self.engine = self.training_client.engine
+
+    def _make_objective(self) -> Objective:
+        if self.config.model.model_type == "language_model":
+            return NextToken()
+        options: Any = OmegaConf.to_container(self.config.denoising, resolve=True)
+        return MaskedDenoising(seed=self.config.trainer.seed, options=options)
+
+    def _build_dataloader(self) -> None:
+        self.global_batch_size = self.config.data.train_batch_size
+        self.train_dataloader = _Steps(self.order)
+
+    def fit(self) -> None:
+        """Train from the step after the last checkpoint to the last step; validate, save and log on the way."""
+        trainer = self.config.trainer
+        self.is_logging = self.engine.is_mp_src_rank_with_outputs() and self.engine.get_data_parallel_rank() == 0
+        tracking = self._tracking() if self.is_logging else None
+        step, total = self.resume_global_step, self.total_training_steps
+        if step == 0 and trainer.val_before_train and self.validation:
+            _log(tracking, self._validate(), 0)
+        with self._progress(step, total) as progress:
+            while step < total:
+                step += 1
+                is_last = step == total
+                metrics = self._train(step)
+                if self.validation and (is_last or _every(self.test_freq, step)):
+                    metrics |= self._validate()
+                _log(tracking, metrics, step)
+                progress.set_postfix(_shown(metrics), refresh=False)
+                progress.update()
+                if is_last or _every(self.save_freq, step):
+                    self._save(step)
+
+    def _train(self, step: int) -> dict[str, float]:
+        """One step; returns its metrics."""
+        started = time.perf_counter()
+        rank, ranks = self.engine.get_data_parallel_rank(), self.engine.get_data_parallel_size()
+        slots = self.order.batch(step)[rank::ranks]
+        examples = [
+            self._with_caption_dropped(self.sources[slot.source].train[slot.row], step, slot.key) for slot in slots
+        ]
+        data, lengths = self._batch(
+            examples, [slot.key for slot in slots], [slot.weight for slot in slots], step, self.order.batch_size
+        )
+        tu.assign_non_tensor(data, update_lr_scheduler=True, global_token_num=NonTensorData(lengths))
+        output = self.training_client.train_batch(data=data)
+        self.training_client.step_profile()
+        found = _numbers(tu.get(output, "metrics"))
+        metrics = {(f"train/{key}" if key in RENAMED else key): value for key, value in found.items()}
+        seconds = time.perf_counter() - started
+        return metrics | {
+            "train/tokens": float(sum(lengths)),
+            "train/epoch": step / self.steps_per_epoch,
+            "perf/tokens_per_second": sum(lengths) / seconds,
+            "perf/seconds": seconds,
+        }
+
+    def _with_caption_dropped(self, example: Example, step: int, key: int) -> Example:
+        share = self.config.data.caption_dropout
+        drawn = unit_float(combine_seed(_DROPOUT_STREAM, self.config.trainer.seed, step, key))
+        return example.without_caption() if drawn < share else example
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Mean loss over the validation rows at fixed levels and masks, by source and over all, as `val/…`."""
+        rank, ranks = self.engine.get_data_parallel_rank(), self.engine.get_data_parallel_size()
+        rows, strata = self._validation_rows()
+        sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
+        size = self.config.data.val_batch_size or self.config.data.train_batch_size
+        for batch in _pieces(rows[rank::ranks], max(size // ranks, 1)):
+            examples, keys = [row.example for row in batch], [row.key for row in batch]
+            data, _ = self._batch(examples, keys, [1.0] * len(batch), 0, strata)
+            tu.assign_non_tensor(data, compute_loss=False)
+            output = self.training_client.infer_batch(data)
+            for row, loss in zip(batch, self.objective.row_losses(output, data).tolist(), strict=True):
+                sums[row.source] += torch.tensor([row.share * loss, row.share], dtype=torch.float64)
+        sums = sums.to(get_device_name())
+        if ranks > 1:
+            torch.distributed.all_reduce(sums, group=self.engine.get_data_parallel_group())
+        metrics = {"val/loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
+        if len(self.sources) > 1:
+            for source, (total, count) in zip(self.sources, sums.tolist(), strict=True):
+                metrics |= {f"val/{source.name}/loss": total / count} if count else {}
+        return metrics
+
+    def _validation_rows(self) -> tuple[list[ValidationRow], int]:
+        """Every validation row at each of its draws, filled up to a multiple of the ranks; and the strata of the keys.
+
+        The keys of a row's draws lie 1/draws of the range apart, those of the rows of a draw side by side.
+        """
+        every = [(n, example) for n, source in enumerate(self.sources) for example in source.validation]
+        draws = self.config.data.val_draws if self.objective.model_type == "masked_diffusion" else 1
+        rows = [
+            ValidationRow(source, example, draw * len(every) + number, 1.0)
+            for draw in range(draws)
+            for number, (source, example) in enumerate(every)
+        ]
+        filling = -len(rows) % self.engine.get_data_parallel_size()
+        return rows + [rows[0]._replace(share=0.0)] * filling, len(every) * draws
+
+    def _batch(
+        self, examples: Sequence[Example], keys: Sequence[int], weights: Sequence[float], step: int, strata: int
+    ) -> tuple[TensorDict, list[int]]:
+        """The rank's batch with what verl's worker reads beside it, and the lengths of all ranks' rows."""
+        data = self.config.data
+        if self.objective.model_type == "masked_diffusion" and data.fill != "none":
+            longest = data.max_length if data.fill == "max_length" else max(self._of_all(max(map(len, examples))))
+            end = self.model_config.tokenizer.eos_token_id
+            examples = [example.filled(longest, end) for example in examples]
+        batch = self.objective.batch(examples, keys, weights, step, strata)
+        tu.assign_non_tensor(
+            batch,
+            use_remove_padding=self.config.model.use_remove_padding,
+            use_dynamic_bsz=data.use_dynamic_bsz,
+            max_token_len_per_gpu=data.max_token_len_per_gpu,
+            micro_batch_size_per_gpu=data.micro_batch_size_per_gpu,
+            temperature=1.0,
+            global_batch_size=self.global_batch_size,
+            pad_mode="no_padding",
+            pad_token_id=self.model_config.tokenizer.pad_token_id,
+        )
+        return batch, [length for rank in self._gathered([len(e) for e in examples]) for length in rank]
+
+    def _of_all(self, number: int) -> list[int]:
+        return [rank[0] for rank in self._gathered([number])]
+
+    def _gathered(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every rank, as many on each."""
+        ranks = self.engine.get_data_parallel_size()
+        if ranks == 1:
+            return [numbers]
+        own = torch.tensor(numbers, device=get_device_name())
+        found = [torch.empty_like(own) for _ in range(ranks)]
+        torch.distributed.all_gather(found, own, group=self.engine.get_data_parallel_group())
+        return [each.tolist() for each in found]
+
+    def _save(self, step: int) -> None:
+        """verl's checkpoint of the step.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        folder = Path(self.config.trainer.default_local_dir).absolute() / f"{STEP}{step}"
+        advice = "what is there of it is torn; make room and start the run again, which resumes from the one before it"
+        with explained("could not be written", folder, advice):
+            self.ckpt_handler.save_checkpoint(step=step)
+
+    def _build_ckpt_handler(self) -> None:
+        super()._build_ckpt_handler()
+        root = Path(self.config.trainer.default_local_dir).absolute()
+        self.ckpt_handler.default_local_dir = str(root)
+
+    def _tracking(self) -> Tracking:
+        trainer = self.config.trainer
+        return Tracking(
+            project_name=trainer.project_name,
+            experiment_name=trainer.experiment_name,
+            default_backend=list(trainer.logger),
+            config=OmegaConf.to_container(self.config, resolve=True),
+        )
+
+    def _progress(self, step: int, total: int) -> tqdm:
+        """A bar with loss, tokens per second and the time left."""
+        seconds = 0.2 if sys.stderr.isatty() else PIPED_SECONDS
+        return tqdm(
+            initial=step, total=total, desc="sft", unit="step", mininterval=seconds, disable=not self.is_logging
+        )
+
+
+class _Steps:
+    """Stands where verl expects a data loader: the number of steps in an epoch, and what a resumed run must share."""
+
+    def __init__(self, order: BatchOrder):
+        self.order = order
+
+    def __len__(self) -> int:
+        return self.order.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the batches are made by."""
+        return {"rows": list(self.order.rows), "counts": list(self.order.counts), "seed": self.order.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Warn where the batches of the resumed run are others than those of the run before it."""
+        for key, now in self.state_dict().items():
+            if state.get(key) != now:
+                logger.warning(
+                    "the checkpoint was made with %s=%s, now %s: the order of rows differs", key, state.get(key), now
+                )
+
+
+def _every(frequency: int, step: int) -> bool:
+    return frequency > 0 and step % frequency == 0
+
+
+def _log(tracking: Tracking | None, metrics: dict[str, float], step: int) -> None:
+    if tracking is not None:
+        tracking.log(data=metrics, step=step)
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, str]:
+    names = {"train/loss": "loss", "val/loss": "validation", "perf/tokens_per_second": "tokens/s"}
+    return {name: f"{metrics[key]:.4g}" for key, name in names.items() if key in metrics}
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """verl's metrics as numbers; lists are of micro-batches, and of ranks."""
+    found = {}
+    for key, value in metrics.items():
+        values = list(_flat(value))
+        found[key] = float(np.mean([each.aggregate() if isinstance(each, Metric) else float(each) for each in values]))
+    return found
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield value
+
+
+def _pieces(rows: Sequence[ValidationRow], size: int) -> Iterator[Sequence[ValidationRow]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

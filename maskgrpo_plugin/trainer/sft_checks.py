@@ -1,0 +1,122 @@
+"""Checks of a supervised run's config before anything is built."""
+
+from omegaconf import DictConfig, OmegaConf
+from verl.utils.config import omega_conf_to_dataclass
+
+from maskgrpo_plugin.data.sft_rows import BAD_ROWS, TRUNCATIONS, TURNS
+from maskgrpo_plugin.diffusion.estimators import build_estimator
+from maskgrpo_plugin.errors import OptionError, check_choice, check_number, first_line
+from maskgrpo_plugin.models.checks import check_model
+from maskgrpo_plugin.tables import (
+    COUNT,
+    COUNT_OR_NULL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Ignored,
+    Range,
+    check_choices,
+    check_ignored,
+    check_ranges,
+)
+from maskgrpo_plugin.trainer.sft_data import source_files
+from maskgrpo_plugin.workers.platform import check_device
+
+FREQUENCY = Range(1, also=(-1,))
+DATA = {
+    "train_batch_size": COUNT,
+    "val_batch_size": COUNT_OR_NULL,
+    "micro_batch_size_per_gpu": COUNT,
+    "max_token_len_per_gpu": COUNT,
+    "max_length": COUNT,
+    "train_max_samples": FREQUENCY,
+    "val_max_samples": FREQUENCY,
+    "caption_dropout": SHARE,
+    "val_draws": COUNT,
+}
+FILLS = ("batch", "max_length", "none")
+DATA_CHOICES = {"fill": FILLS, "truncation": TRUNCATIONS, "bad_rows": BAD_ROWS, "assistant_turns": TURNS}
+DATA_IGNORED = {
+    "pad_mode": Ignored(("no_padding",), "rows are packed without padding"),
+    "custom_cls.path": Ignored((None,), "rows become examples by maskgrpo_plugin.data.sft_rows"),
+    "use_shm": Ignored((False,), "files are read where they are"),
+    "balance_dp_token": Ignored((False,), "verl does not implement it"),
+}
+TRAINER = {
+    "total_epochs": COUNT,
+    "total_training_steps": COUNT_OR_NULL,
+    "seed": Range(0, 2**63 - 1),
+    "max_ckpt_to_keep": COUNT_OR_NULL,
+}
+OPTIM = {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "clip_grad": POSITIVE}
+MODEL_TYPES = ("masked_diffusion", "language_model")
+SCHEDULERS = ("constant", "cosine")
+RESUME_MODES = ("auto", "disable", "resume_path")
+
+
+def check_sft(config: DictConfig, ranks: int = 1) -> None:
+    """Check a supervised run's config; its rows are checked where they are read, before the model is built.
+
+    Args:
+        config: the composed config.
+        ranks: number of processes.
+
+    Raises:
+        OptionError: the first value that cannot work.
+    """
+    for section, table in (("data", DATA), ("trainer", TRAINER), ("optim", OPTIM)):
+        check_ranges(config, section, table)
+    check_choices(config, "data", DATA_CHOICES)
+    check_ignored(config, "data", DATA_IGNORED)
+    check_choices(config, "trainer", {"resume_mode": RESUME_MODES})
+    check_choice("optim.lr_scheduler_type", config.optim.lr_scheduler_type, SCHEDULERS)
+    check_choice("model.model_type", config.model.model_type, MODEL_TYPES)
+    check_choice("engine.strategy", config.engine.strategy, ("fsdp2",))
+    for key in ("save_freq", "test_freq"):
+        value = config.trainer[key]
+        if value != "after_each_epoch" and value != -1:
+            check_number(f"trainer.{key}", value, 1, whole=True)
+    size = config.data.train_batch_size
+    if size % ranks:
+        raise OptionError("data.train_batch_size", size, f"allowed: multiples of the {ranks} processes")
+    check_device(config)
+    _check_denoising(config)
+    _check_sources(config)
+    _check_model(config)
+    for name in ("model", "engine", "optim", "checkpoint"):
+        try:
+            omega_conf_to_dataclass(config[name]) if name != "model" else None
+        except Exception as error:  # the dataclasses of verl assert
+            raise OptionError(name, "…", first_line(error)) from None
+
+
+def _check_denoising(config: DictConfig) -> None:
+    options = OmegaConf.to_container(config.denoising, resolve=True)
+    try:
+        build_estimator("denoising", **options)  # type: ignore[arg-type]
+    except OptionError as error:
+        raise error.under("denoising") from None
+
+
+def _check_sources(config: DictConfig) -> None:
+    sources = source_files(config)
+    for source in sources:
+        check_number(f"{source.key}.share", source.share, 0)
+        check_number(f"{source.key}.weight", source.weight, 0)
+    if not sum(source.share for source in sources):
+        raise OptionError("data.mixture", "…", "a source needs a share above 0")
+    if config.data.train_batch_size < len(sources):
+        allowed = f"the {len(sources)} sources of data.mixture need a row each"
+        raise OptionError("data.train_batch_size", config.data.train_batch_size, allowed)
+
+
+def _check_model(config: DictConfig) -> None:
+    """The checks of an RL run's model section."""
+    lengths = {"max_prompt_length": 0, "max_response_length": config.data.max_length}
+    view = OmegaConf.create({"actor_rollout_ref": {"model": config.model}, "data": lengths})
+    try:
+        check_model(view)
+    except OptionError as error:
+        key = "data.max_length" if error.key.startswith("data.") else error.key.removeprefix("actor_rollout_ref.")
+        allowed = error.allowed.replace("actor_rollout_ref.", "").replace("with data.max_prompt_length=0 ", "")
+        raise OptionError(key, error.value, allowed) from None
