@@ -13,6 +13,9 @@ from maskgrpo_plugin.validation import preflight
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = ("cpu", "maskgrpo_base", "mmada_8b")  # what others are made of
+RUNS = sorted(
+    file.stem for file in CONFIGS.glob("*.yaml") if file.stem not in PARTS and not file.stem.startswith("sft_")
+)
 SCORER = f"{Path(__file__).parent}/e2e/brightness.py:Brightness"
 
 
@@ -28,7 +31,7 @@ def small(folder, model):
     ]
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem not in PARTS and not file.stem.startswith("sft_")))
+@pytest.mark.parametrize("name", RUNS)
 def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, name):
     plain = ranks.compose_config("", name=name, folder_key=None)
     if plain.reward.reward_manager.name == "maskgrpo_image":
