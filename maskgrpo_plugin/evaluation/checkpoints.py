@@ -21,6 +21,7 @@ from maskgrpo_plugin.files import written_whole
 logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+MARK = "merged_from.json"  # in a merged folder: what it was made from
 _LATEST = "latest_checkpointed_iteration.txt"
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 
@@ -122,7 +123,7 @@ def _actor_folder(folder: Path) -> Path | None:
 
 
 def _merged(folder: Path, is_sharded: bool, target: Path, base_model: str | None, mark: dict[str, Any]) -> Path:
-    mark_file = target / "merged_from.json"
+    mark_file = target / MARK
     if mark_file.is_file() and json.loads(mark_file.read_text()) == mark:
         return target
     model, tokenizer = (_from_shards if is_sharded else _from_adapter)(folder, base_model)

@@ -26,6 +26,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from maskgrpo_plugin.data.sft_rows import Example
 from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
+from maskgrpo_plugin.export import export
 from maskgrpo_plugin.trainer.checkpoints import STEP, explained
 from maskgrpo_plugin.trainer.sft_batches import BatchOrder, divide
 from maskgrpo_plugin.trainer.sft_data import Source, read_sources
@@ -34,7 +35,6 @@ from maskgrpo_plugin.trainer.sft_objectives import MaskedDenoising, NextToken, O
 logger = logging.getLogger(__name__)
 
 _DROPOUT_STREAM = 0x64726F70  # "drop": keeps the draws of dropped captions apart from levels and masks
-FILLS = ("batch", "max_length", "none")
 PIPED_SECONDS = 30  # between two states of the progress bar where nobody watches it
 RENAMED = ("loss", "grad_norm", "lr", "mfu")
 
@@ -80,6 +80,7 @@ class DenoisingTrainer(SFTTrainer):
 
     def _build_engine(self) -> None:
         self.objective = self._make_objective()
+        torch.manual_seed(self.config.trainer.seed)  # an adapter begins at random
         self.training_client = TrainingWorker(
             config=TrainingWorkerConfig(
                 model_type=self.objective.model_type,
@@ -123,6 +124,7 @@ class DenoisingTrainer(SFTTrainer):
                 progress.update()
                 if is_last or _every(self.save_freq, step):
                     self._save(step)
+        self._export()
 
     def _train(self, step: int) -> dict[str, float]:
         """One step; returns its metrics."""
@@ -163,7 +165,7 @@ class DenoisingTrainer(SFTTrainer):
         for batch in _pieces(rows[rank::ranks], max(size // ranks, 1)):
             examples, keys = [row.example for row in batch], [row.key for row in batch]
             data, _ = self._batch(examples, keys, [1.0] * len(batch), 0, strata)
-            tu.assign_non_tensor(data, compute_loss=False)
+            tu.assign_non_tensor(data, compute_loss=False, use_dynamic_bsz=True)
             output = self.training_client.infer_batch(data)
             for row, loss in zip(batch, self.objective.row_losses(output, data).tolist(), strict=True):
                 sums[row.source] += torch.tensor([row.share * loss, row.share], dtype=torch.float64)
@@ -237,6 +239,13 @@ class DenoisingTrainer(SFTTrainer):
         advice = "what is there of it is torn; make room and start the run again, which resumes from the one before it"
         with explained("could not be written", folder, advice):
             self.ckpt_handler.save_checkpoint(step=step)
+
+    def _export(self) -> None:
+        """The last checkpoint in the published form, where `trainer.export_dir` names a folder."""
+        target = self.config.trainer.export_dir
+        if target is not None and self.rank == 0:
+            export(self.ckpt_handler.default_local_dir, Path(target).expanduser())
+        torch.distributed.barrier()
 
     def _build_ckpt_handler(self) -> None:
         super()._build_ckpt_handler()

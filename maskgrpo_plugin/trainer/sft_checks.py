@@ -1,11 +1,14 @@
 """Checks of a supervised run's config before anything is built."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
 from maskgrpo_plugin.data.sft_rows import BAD_ROWS, TRUNCATIONS, TURNS
 from maskgrpo_plugin.diffusion.estimators import build_estimator
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number, first_line
+from maskgrpo_plugin.export import check_target
 from maskgrpo_plugin.models.checks import check_model
 from maskgrpo_plugin.tables import (
     COUNT,
@@ -79,6 +82,12 @@ def check_sft(config: DictConfig, ranks: int = 1) -> None:
     size = config.data.train_batch_size
     if size % ranks:
         raise OptionError("data.train_batch_size", size, f"allowed: multiples of the {ranks} processes")
+    micro = config.data.micro_batch_size_per_gpu
+    if not config.data.use_dynamic_bsz and size // ranks % micro:
+        allowed = f"allowed: divisors of the {size // ranks} rows of a process, or data.use_dynamic_bsz=true"
+        raise OptionError("data.micro_batch_size_per_gpu", micro, allowed)
+    if config.trainer.export_dir is not None:
+        check_target("trainer.export_dir", Path(str(config.trainer.export_dir)).expanduser())
     check_device(config)
     _check_denoising(config)
     _check_sources(config)

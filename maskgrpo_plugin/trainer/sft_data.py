@@ -148,10 +148,21 @@ def read_sources(config: DictConfig, hf_config: PretrainedConfig, tokenizer: Pre
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
-    names = tuple(str(name) for name in (value if isinstance(value, ListConfig | list) else [value] if value else []))
-    if key and not names:
-        raise OptionError(key, value, "name at least one parquet or jsonl file")
-    return names
+    """The files that a setting names; a folder stands for its parquet files."""
+    given = [str(name) for name in (value if isinstance(value, ListConfig | list) else [value] if value else [])]
+    if key and not given:
+        raise OptionError(key, value, "name at least one parquet or jsonl file, or a folder of parquet files")
+    names: list[str] = []
+    for name in given:
+        folder = Path(os.path.expanduser(name))
+        if folder.is_dir():
+            inside = sorted(str(file) for file in folder.glob("*.parquet"))
+            if not inside:
+                raise OptionError(key or "val_files", name, "the folder holds no parquet file")
+            names += inside
+        else:
+            names.append(name)
+    return tuple(names)
 
 
 def _rows(key: str, name: str) -> Iterator[Mapping[str, Any]]:

@@ -1,0 +1,425 @@
+"""Supervised training on one and two CPU ranks against the formula written out; resume; what is refused."""
+
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
+import ranks
+import sft_runs
+
+from maskgrpo_plugin.data.rows import write_parquet
+from maskgrpo_plugin.data.sft_rows import RowReader
+from maskgrpo_plugin.diffusion.estimators import Rows, build_estimator
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint
+from maskgrpo_plugin.models.families import build_family
+from maskgrpo_plugin.trainer.sft_batches import BatchOrder
+from maskgrpo_plugin.trainer.sft_checks import check_sft
+
+ROOT = Path(__file__).parents[2]
+SUMS = [(12, 7), (30, 5), (99, 99), (1, 1), (48, 2), (5, 77), (60, 60), (8, 13), (21, 34), (90, 19)]
+BATCH, SEED, RATE = 4, 5, 0.5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sums")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{a}+{b}="}, {"role": "assistant", "content": str(a + b)}]}
+        for a, b in SUMS
+    ]
+    write_parquet(rows, folder / "train.parquet")
+    write_parquet(rows[:3], folder / "validation.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def common(tiny_run, data):
+    return [
+        f"model.path={tiny_run}/model",
+        f"data.train_files={data}/train.parquet",
+        f"data.val_files={data}/validation.parquet",
+        f"data.train_batch_size={BATCH}",
+        f"data.micro_batch_size_per_gpu={BATCH}",
+        "data.val_batch_size=null",
+        "data.fill=batch",
+        f"trainer.seed={SEED}",
+        "trainer.total_training_steps=2",
+        "trainer.export_dir=null",
+        "trainer.test_freq=-1",
+        "trainer.val_before_train=true",
+        "optim.optimizer=SGD",
+        f"optim.lr={RATE}",
+        "optim.betas=null",
+        "optim.clip_grad=1000.0",
+        "optim.weight_decay=0.0",
+        "optim.lr_warmup_steps=0",
+        "optim.lr_scheduler_type=constant",
+    ]
+
+
+VARIANTS = {
+    "plain": [],
+    "micro": ["data.micro_batch_size_per_gpu=1"],
+    "dynamic": ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=32"],
+    "max_length": ["data.fill=max_length", "data.max_length=14"],
+    "no_fill": ["data.fill=none"],
+    "lora": ["model.lora_rank=4", "model.lora_alpha=8"],
+}
+ALONE = {"autoregressive": ["model.model_type=language_model"]}
+
+
+def run(world, folder, options, out):
+    """The results of each list of options, of rank 0."""
+    placed = [[*each, f"trainer.default_local_dir={out}/{n}"] for n, each in enumerate(options)]
+    return ranks.run_ranks(world, folder, placed, None, out, run=sft_runs.train, name="sft_quickstart")[0]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny_run, common, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sft_one")
+    options = [[*common, *each] for each in VARIANTS.values()]
+    options.append([*common, *ALONE["autoregressive"], f"model.path={tiny_run}/model_ar"])
+    return dict(zip([*VARIANTS, *ALONE], run(1, tiny_run, options, out), strict=True)), out
+
+
+def encoded(folder, pairs, fill):
+    """Prompt and answer tokens of sums, the answers with end tokens up to the longest row, or to `fill` tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = [([bos, *tokenizer.encode(f"{a}+{b}=")], [*tokenizer.encode(str(a + b)), eos]) for a, b in pairs]
+    longest = max(len(p) + len(a) for p, a in rows) if fill is None else fill
+    return [(p, a + [eos] * (longest - len(p) - len(a))) for p, a in rows]
+
+
+def bound(model, prompt, answer, key, *, seed, step, strata):
+    """−Σ log p / (t · L) over the masked tokens of one answer, one row at a time and with full logits."""
+    tokens = torch.tensor([prompt + answer])
+    response = torch.zeros_like(tokens, dtype=torch.bool)
+    response[0, len(prompt) :] = True
+    rows = Rows(tokens, response, ~response, torch.ones_like(response), torch.tensor([key]), model.config.mask_token_id)
+    estimator = build_estimator("denoising", strata=strata)
+    (one,) = estimator.passes(rows, seed=seed, step=step, update=0)
+    u = float(estimator.row_positions(rows.keys, seed=seed, step=step, update=0)[0])
+    level = 1e-3 + (1 - 1e-3) * u
+    log_probs = model(one.noisy).logits[0].log_softmax(-1)
+    places = one.scored[0].nonzero().flatten().tolist()
+    return -sum((log_probs[n, tokens[0, n]] for n in places), torch.zeros(())) / (level * len(answer))
+
+
+def reference(folder, steps=2, fill=None):
+    """SGD on LLaDA's objective, and the mean validation loss before the first step at four levels."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    held_out = encoded(folder, SUMS[:3], fill)
+    with torch.no_grad():
+        validation = [
+            bound(model, *held_out[n], draw * 3 + n, seed=SEED, step=0, strata=12)
+            for draw in range(4)
+            for n in range(3)
+        ]
+    order = BatchOrder((len(SUMS),), (BATCH,), (1.0,), SEED)
+    losses = []
+    for step in range(1, steps + 1):
+        slots = order.batch(step)
+        rows = encoded(folder, [SUMS[slot.row] for slot in slots], fill)
+        loss = sum(
+            bound(model, *row, slot.key, seed=SEED, step=step, strata=BATCH)
+            for row, slot in zip(rows, slots, strict=True)
+        )
+        loss = loss / BATCH
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= RATE * parameter.grad
+        losses.append(float(loss.detach()))
+    return {
+        "weights": dict(model.named_parameters()),
+        "losses": losses,
+        "validation": float(torch.stack(validation).mean()),
+    }
+
+
+def assert_same_weights(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name].detach(), atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("variant", "fill"), [("plain", None), ("max_length", 14)])
+def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, variant, fill):
+    expected, found = reference(tiny_run / "model", fill=fill), one_rank[0][variant]
+    assert_same_weights(found["weights"], expected["weights"], 2e-5)
+    for step, loss in enumerate(expected["losses"], start=1):
+        assert found["metrics"][str(step)]["train/loss"] == pytest.approx(loss, abs=2e-5)
+    assert found["metrics"]["0"]["val/loss"] == pytest.approx(expected["validation"], abs=2e-5)
+    start = dict(AutoModelForCausalLM.from_pretrained(tiny_run / "model").named_parameters())
+    assert max(float((start[name] - w).abs().max()) for name, w in found["weights"].items()) > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["micro", "dynamic"])
+def test_micro_batches_change_nothing(one_rank, variant):
+    assert_same_weights(one_rank[0][variant]["weights"], one_rank[0]["plain"]["weights"], 2e-6)
+
+
+def test_without_filling_only_the_first_end_token_is_learned(one_rank):
+    lengths = {name: one_rank[0][name]["metrics"]["1"]["train/tokens"] for name in ("no_fill", "plain", "max_length")}
+    assert lengths["max_length"] == BATCH * 14
+    assert lengths["no_fill"] < lengths["plain"] <= lengths["max_length"]
+
+
+def test_two_ranks_equal_one(one_rank, tiny_run, common, tmp_path_factory):
+    options = [[*common, *VARIANTS[name]] for name in ("micro", "dynamic")]
+    for name, found in zip(
+        ("micro", "dynamic"), run(2, tiny_run, options, tmp_path_factory.mktemp("sft_two")), strict=True
+    ):
+        alone = one_rank[0][name]
+        assert_same_weights(found["weights"], alone["weights"], 2e-6)
+        for step in ("0", "2"):
+            assert found["metrics"][step]["val/loss"] == pytest.approx(alone["metrics"][step]["val/loss"], abs=1e-5)
+        assert found["metrics"]["2"]["train/tokens"] == alone["metrics"]["2"]["train/tokens"]
+
+
+def test_the_autoregressive_twin_learns_the_answer_and_its_end_alone(one_rank, tiny_run):
+    folder = tiny_run / "model_ar"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    slots = BatchOrder((len(SUMS),), (BATCH,), (1.0,), SEED).batch(1)
+    losses = []
+    for prompt, answer in (encoded(folder, [SUMS[slot.row]], 0)[0] for slot in slots):
+        log_probs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        losses.append(-sum(log_probs[n, (prompt + answer)[n + 1]] for n in places) / len(answer))
+    found = one_rank[0]["autoregressive"]["metrics"]
+    assert found["1"]["train/loss"] == pytest.approx(float(sum(losses)) / BATCH, abs=1e-5)
+    assert found["2"]["val/loss"] < found["0"]["val/loss"]
+
+
+def test_a_checkpoint_is_read_by_evaluation_with_and_without_an_adapter(one_rank, tiny_run, tmp_path):
+    found, out = one_rank
+    folders = {name: out / str(n) for n, name in enumerate(VARIANTS)}
+    plain = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders["plain"]), tmp_path / "plain"))
+    assert_same_weights(dict(plain.named_parameters()), found["plain"]["weights"], 0)
+    merged = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders["lora"]), tmp_path / "lora"))
+    weights = found["lora"]["weights"]
+    prefix = "base_model.model."
+    name = next(name for name in weights if "lora_A" in name)
+    base, up = name.replace("lora_A.default", "base_layer"), weights[name.replace("lora_A", "lora_B")]
+    expected = weights[base] + 2.0 * up @ weights[name]  # alpha / rank
+    got = dict(merged.named_parameters())[base.removeprefix(prefix).replace(".base_layer", "")]
+    torch.testing.assert_close(got, expected)
+    assert float(up.abs().max()) > 0
+
+
+def test_resumed_runs_equal_one_that_was_not_stopped(tiny_run, common, tmp_path_factory):
+    """Stopped within an epoch of two steps, at its end, and after it."""
+    out = tmp_path_factory.mktemp("sft_resumed")
+    adam = [*common, "optim.optimizer=AdamW", "optim.lr=1e-2", "optim.betas=[0.9,0.98]", "optim.lr_warmup_steps=3"]
+    adam += ["optim.lr_scheduler_type=cosine", "trainer.save_freq=1", "trainer.resume_mode=auto", "model.lora_rank=2"]
+    adam += ["trainer.total_training_steps=4"]
+    job = {"run": sft_runs.train, "name": "sft_quickstart"}
+    options = [[*adam, f"trainer.default_local_dir={out}/whole"]]
+    (whole,) = ranks.run_ranks(1, tiny_run, options, None, out / "a", **job)[0]
+    stops = (1, 2, 3)
+    for stop in stops:
+        shutil.copytree(out / "whole", out / str(stop))
+        (out / str(stop) / "latest_checkpointed_iteration.txt").write_text(str(stop))
+    options = [[*adam, f"trainer.default_local_dir={out}/{stop}"] for stop in stops]
+    for stop, resumed in zip(stops, ranks.run_ranks(1, tiny_run, options, None, out / "b", **job)[0], strict=True):
+        assert_same_weights(resumed["weights"], whole["weights"], 1e-6)
+        for step in range(stop + 1, 5):
+            found, expected = (each["metrics"][str(step)]["train/loss"] for each in (resumed, whole))
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_digits, tmp_path_factory):
+    """Files of captioned images, of sums, and of questions about images, by name."""
+    folder = tmp_path_factory.mktemp("mixture")
+    config = AutoConfig.from_pretrained(tiny_digits / "model")
+    generator = torch.Generator().manual_seed(0)
+
+    def codes():
+        return torch.randint(config.codebook_size, (config.num_vq_tokens,), generator=generator).tolist()
+
+    talk = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    write_parquet([{"caption": str(n), "image_codes": codes()} for n in range(6)], folder / "t2i.parquet")
+    write_parquet([{"messages": talk}] * 4, folder / "text.parquet")
+    write_parquet([{"messages": talk, "image_codes": codes()} for _ in range(4)], folder / "mmu.parquet")
+    return {name: str(folder / f"{name}.parquet") for name in ("t2i", "text", "mmu")}
+
+
+def test_a_mixture_is_the_weighted_sum_of_its_sources_losses(tiny_digits, common, mixture, tmp_path_factory):
+    """Images by the cosine's share and over the codebook alone, texts by 1/t, each source's mean by its weight."""
+    folder = tiny_digits / "model"
+    weights = {"t2i": 1.0, "text": 0.1, "mmu": 1.0}
+    shares = {"t2i": 3, "text": 1, "mmu": 2}
+    sources = [
+        f"+data.mixture.{name}={{train_files: {mixture[name]}, share: {shares[name]}, weight: {weights[name]}}}"
+        for name in mixture
+    ]
+    options = [*common, f"model.path={folder}", *sources, "data.train_batch_size=6", "data.micro_batch_size_per_gpu=2"]
+    options += ["data.max_length=200", "data.fill=none", "data.caption_dropout=1.0", "trainer.total_training_steps=1"]
+    (found,) = run(1, tiny_digits, [options], tmp_path_factory.mktemp("sft_mixture"))
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    family = build_family(model.config, tokenizer)
+    reader = RowReader(
+        tokenizer=tokenizer, stop_token_ids=family.stop_token_ids, end_token_id=tokenizer.eos_token_id, family=family
+    )
+    rows = {name: pq.read_table(file).to_pylist() for name, file in mixture.items()}
+    order = BatchOrder(tuple(map(len, rows.values())), (3, 1, 2), tuple(weights.values()), SEED)
+    sums = dict.fromkeys(rows, 0.0)
+    for slot in order.batch(1):
+        name = list(rows)[slot.source]
+        (example,) = reader.read(rows[name][slot.row])
+        sums[name] = sums[name] + example_loss(model, family, example.without_caption(), slot.key, strata=6)
+    loss = sum(weights[name] * sums[name] / shares[name] for name in rows)
+    assert found["metrics"]["1"]["train/loss"] == pytest.approx(float(loss), abs=2e-5)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        expected = parameter.detach() - (0 if parameter.grad is None else RATE * parameter.grad)
+        torch.testing.assert_close(found["weights"][name], expected, atol=2e-5, rtol=0, msg=name)
+
+
+def example_loss(model, family, example, key, *, strata):
+    """One example's loss at step 1, with full logits; an image's over the columns of the codebook."""
+    tokens = torch.tensor([example.prompt_ids + example.answer_ids])
+    response = torch.zeros_like(tokens, dtype=torch.bool)
+    response[0, len(example.prompt_ids) :] = torch.tensor(example.learned)
+    estimator = build_estimator("denoising", strata=strata)
+    keys = torch.tensor([key])
+    length = int(response.sum())
+    u = float(estimator.row_positions(keys, seed=SEED, step=1, update=0)[0])
+    rows = Rows(tokens, response, ~response, torch.ones_like(response), keys, model.config.mask_token_id)
+    (one,) = estimator.passes(
+        replace(rows, image_tokens=response.long() if example.is_image else None), seed=SEED, step=1, update=0
+    )
+    logits = model(one.noisy).logits[0]
+    masked = one.scored[0].nonzero().flatten().tolist()
+    first, last = family.image.vocab_slice
+    total = torch.zeros(())
+    for n in masked:
+        if example.is_image:
+            total = total - logits[n, first:last].log_softmax(-1)[tokens[0, n] - first]
+        else:
+            total = total - logits[n].log_softmax(-1)[tokens[0, n]]
+    if example.is_image:
+        assert len(masked) == max(round(max(math.cos(math.pi / 2 * u), 0.3) * length), 1)
+        return total / len(masked)
+    return total / ((1e-3 + (1 - 1e-3) * u) * length)
+
+
+SHIPPED = {"sft_llada_8b_s1k": "model", "sft_mmada_8b_t2i": "digits"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_8b_configs_train_a_small_checkpoint(tiny_run, tiny_digits, data, mixture, tmp_path, name):
+    """Their own settings but for the place, the number of rows and a learning rate that shows in one step."""
+    is_text = SHIPPED[name] == "model"
+    files = f"{data}/train.parquet" if is_text else mixture["t2i"]
+    folder = tiny_run if is_text else tiny_digits
+    options = [
+        f"model.path={folder}/model",
+        f"data.train_files={files}",
+        "data.val_files=null",
+        "data.train_batch_size=4",
+        "data.micro_batch_size_per_gpu=2",
+        "data.max_length=200",
+        "optim.lr_warmup_steps=0",
+        "optim.lr_scheduler_type=constant",
+        "trainer.device=cpu",
+        "trainer.logger=[file]",
+        "trainer.total_training_steps=3",
+        f"trainer.default_local_dir={tmp_path}/run",
+        f"trainer.export_dir={tmp_path}/model",
+    ]
+    job = {"run": sft_runs.train, "name": name, "folder_key": None}
+    (found,) = ranks.run_ranks(1, folder, [options], None, tmp_path / "out", **job)[0]
+    learned = {key: value for key, value in found["weights"].items() if not is_text or "lora_" in key}
+    assert {value.dtype for value in learned.values()} == {torch.float32}
+    start = AutoModelForCausalLM.from_pretrained(folder / "model")
+    end = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    if is_text:  # three steps of 1e-5 on B of a new adapter
+        ups = torch.cat([value.flatten() for key, value in learned.items() if "lora_B" in key])
+        assert float((ups.abs() > 1e-6).float().mean()) > 0.9
+    else:
+        moved = [(a - b).abs().max() for a, b in zip(start.parameters(), end.parameters(), strict=True)]
+        assert max(moved) == pytest.approx(3 * 3e-6, rel=0.5)
+    assert found["metrics"]["3"]["train/loss"] > 0
+
+
+BROKEN = {
+    "data.train_batch_size=0": "data.train_batch_size",
+    "data.train_batch_size=3": "data.train_batch_size",  # on two ranks
+    "data.micro_batch_size_per_gpu=4": "data.micro_batch_size_per_gpu",  # of two rows of a rank
+    "data.fill=sometimes": "data.fill",
+    "data.truncation=left": "data.truncation",
+    "data.caption_dropout=1.5": "data.caption_dropout",
+    "data.val_draws=0": "data.val_draws",
+    "data.max_length=100000": "data.max_length",
+    "data.custom_cls.path=mine.py": "data.custom_cls.path",
+    "data.train_files=null": "data.train_files",
+    "denoising.least_level=2": "denoising.least_level",
+    "+denoising.nope=1": "denoising.nope",
+    "optim.lr=0": "optim.lr",
+    "optim.lr_scheduler_type=linear": "optim.lr_scheduler_type",
+    "engine.strategy=fsdp": "engine.strategy",
+    "model.path=nowhere": "model.path",
+    "model.model_type=value_model": "model.model_type",
+    "model.model_type=language_model": "model.path",
+    "model.lora_rank=-1": "model.lora_rank",
+    "trainer.device=cuda": "trainer.device",
+    "trainer.test_freq=sometimes": "trainer.test_freq",
+    "trainer.total_training_steps=0": "trainer.total_training_steps",
+    f"trainer.export_dir={ROOT}": "trainer.export_dir",
+    "+data.mixture.a.train_files=null": "data.mixture.a.train_files",
+}
+
+
+@pytest.mark.parametrize("override", BROKEN)
+def test_a_setting_that_cannot_work_is_named_before_anything_is_built(tiny_run, common, override):
+    config = ranks.compose_config(tiny_run, *common, "data.micro_batch_size_per_gpu=1", override, name="sft_quickstart")
+    with pytest.raises(OptionError) as caught:
+        check_sft(config, 2)
+    assert caught.value.key == BROKEN[override]
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_says_in_one_line_what_cannot_work(tiny_run, common, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "maskgrpo_plugin.sft",
+        "--config-dir",
+        "configs",
+        "--config-name",
+        "sft_quickstart",
+    ]
+    place = [f"quickstart_dir={tiny_run}", f"trainer.default_local_dir={tmp_path}", f"hydra.run.dir={tmp_path}/hydra"]
+
+    def start(*overrides):
+        return subprocess.run(
+            [*command, *place, *common, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=600
+        )
+
+    bad = start("optim.lr=-1")
+    assert bad.returncode == 2 and "Traceback" not in bad.stderr
+    assert "maskgrpo_plugin: optim.lr=-1 is not usable; allowed: numbers more than 0" in bad.stderr
+    missing = start("data.train_files=nowhere.parquet")
+    assert missing.returncode == 2 and "data.train_files='nowhere.parquet'" in missing.stderr
+    good = start("trainer.logger=[console]", f"trainer.export_dir={tmp_path}/model")
+    assert good.returncode == 0, good.stderr[-3000:]
+    assert math.isfinite(float(good.stdout.split("train/loss:")[1].split()[0]))
+    assert (tmp_path / "global_step_2" / "data_0.pt").is_file()
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert exported.config.model_type == "llada" and exported.dtype == torch.float32
