@@ -52,18 +52,26 @@ PIECES = r" ?[A-Za-z]+|####|[\s\S]"
 
 BLOCK = 16  # tokens
 
-RECIPE = Recipe(
-    response_length=64,
+
+@dataclass(frozen=True)
+class ChainRecipe(Recipe):
+    """The model, and how it is trained."""
+
+    response_length: int = 64
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    average_decay: float = 0.99
+    max_steps: int = 6000
+    evaluation_rows: int = 128
+    target_accuracy: float = 0.9
+
+
+RECIPE = ChainRecipe(
     d_model=128,
     n_layers=4,
     n_heads=4,
     mlp_hidden_size=384,
-    batch_size=64,
-    warmup_steps=50,
-    average_decay=0.99,
-    max_steps=6000,
-    evaluation_rows=128,
-    target_accuracy=0.9,
 )
 
 
@@ -140,7 +148,7 @@ def encode(tokenizer: Any, problems: list[Problem], length: int) -> tuple[Tensor
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, tokenizer: Any, problems: list[Problem], recipe: Recipe) -> float:
+def accuracy(model: nn.Module, tokenizer: Any, problems: list[Problem], recipe: ChainRecipe) -> float:
     """Share of problems that greedy decoding of one token a step in blocks solves, by the reward of GSM8K."""
     prompts, _ = encode(tokenizer, problems, recipe.response_length)
     stops = (tokenizer.eos_token_id,)
@@ -196,7 +204,7 @@ def block_loss(
     return F.cross_entropy(logits[learned], responses[learned])
 
 
-def pretrain(model: nn.Module, tokenizer: Any, recipe: Recipe) -> tuple[float, list[float]]:
+def pretrain(model: nn.Module, tokenizer: Any, recipe: ChainRecipe) -> tuple[float, list[float]]:
     """Train by AdamW through `CURRICULUM`, with a rate that falls to 0; the weights end as their running average.
 
     Returns:
@@ -256,7 +264,7 @@ def validation_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def make(output_dir: Path, recipe: Recipe, rows: int) -> tuple[float, list[float]]:
+def make(output_dir: Path, recipe: ChainRecipe, rows: int) -> tuple[float, list[float]]:
     """Train a model; save it with its tokenizer, and `validation.parquet` beside it.
 
     Returns:

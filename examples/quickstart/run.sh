@@ -10,10 +10,11 @@ source examples/environment.sh
 export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
 [ -f "$run/data/train.parquet" ] || "$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 \
   --carry-share 0.6 --train-rows 4000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
-[ -f "$run/model/config.json" ] || "$python" examples/quickstart/make_model.py --output-dir "$run/model" --seed "$seed"
-if [ "$config" = quickstart_ar ] && [ ! -f "$run/model_ar/config.json" ]; then
-  "$python" examples/quickstart/make_model.py --ar --output-dir "$run/model_ar" --seed "$seed"
-fi
+[ -f "$run/sft/train.parquet" ] || "$python" examples/quickstart/make_model.py --output-dir "$run" --seed "$seed"
+model=model sft=sft_quickstart
+if [ "$config" = quickstart_ar ]; then model=model_ar sft=sft_quickstart_ar; fi
+[ -f "$run/$model/config.json" ] || VERL_FILE_LOGGER_PATH=$run/$sft.jsonl "$python" -m maskgrpo_plugin.sft \
+  --config-dir configs --config-name "$sft" quickstart_dir="$run" quickstart_seed="$seed"
 "$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$run" \
   quickstart_seed="$seed" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$config"

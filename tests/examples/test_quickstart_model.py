@@ -1,13 +1,16 @@
-"""The quickstart's checkpoint: its tokenizer, its pretraining, and that the folder loads with no remote code."""
+"""What the quickstart starts from: its tokenizer, its corpus, and folders that load with no remote code."""
 
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import maskgrpo_plugin.models
 from maskgrpo_plugin.models.special_tokens import mask_token_problem, stop_token_ids
+
+SPLITS = ("train", "validation")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def tokenizer(quickstart):
 @pytest.fixture
 def small(quickstart):
     return replace(
-        quickstart.Recipe(), d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=64, batch_size=32, evaluation_rows=16
+        quickstart.Recipe(), d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=64, train_rows=40, validation_rows=10
     )
 
 
@@ -54,54 +57,25 @@ def test_template_is_the_same_with_and_without_generation_prompt(tokenizer, gene
     assert len(ids) == 7
 
 
-def test_encode_sums_fills_with_eos(quickstart, tokenizer):
-    prompts, responses = quickstart.encode_sums(tokenizer, [(12, 34), (99, 99)], 8)
-    assert prompts.shape == (2, 7) and responses.shape == (2, 8)
-    assert tokenizer.decode(responses[0]) == "46" + "<|endoftext|>" * 6
-    assert tokenizer.decode(responses[1]) == "198" + "<|endoftext|>" * 5
-    with pytest.raises(ValueError, match="too short"):
-        quickstart.encode_sums(tokenizer, [(99, 99)], 3)
-
-
-def test_diffusion_loss_of_a_model_that_knows_nothing_is_log_v(quickstart, tokenizer):
-    class Uniform:
-        def __call__(self, tokens):
-            return type("Output", (), {"logits": torch.zeros(*tokens.shape, 16)})()
-
-    prompts, responses = quickstart.encode_sums(tokenizer, [(12, 34)] * 20000, 8)
-    loss = quickstart.diffusion_loss(
-        Uniform(), prompts, responses, tokenizer.mask_token_id, torch.Generator().manual_seed(0)
-    )
-    assert float(loss) == pytest.approx(torch.log(torch.tensor(16.0)).item(), rel=0.05)
-
-
-def test_pretraining_lowers_the_loss_and_the_folder_loads(quickstart, tokenizer, small, tmp_path):
+def test_what_is_written_loads_and_is_the_same_each_time(quickstart, tokenizer, small, tmp_path):
     state = torch.random.get_rng_state()
-    steps, accuracy, losses = quickstart.make(tmp_path / "a", replace(small, max_steps=30))
+    for name in ("a", "b"):
+        quickstart.make(tmp_path / name, small)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert steps == len(losses) == 30 and 0 <= accuracy <= 1
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    assert quickstart.make(tmp_path / "b", replace(small, max_steps=30))[2] == losses
 
     maskgrpo_plugin.models.register()
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert type(model).__name__ == "LLaDAModelLM"
-    assert model.config.mask_token_id == loaded.mask_token_id == tokenizer.mask_token_id
-    assert model.config.eos_token_id == loaded.eos_token_id
-    assert loaded.get_vocab() == tokenizer.get_vocab()
-    assert loaded.chat_template == tokenizer.chat_template
-    assert loaded.decode(loaded.encode("12+34=", add_special_tokens=False)) == "12+34="
-    prompts, responses = quickstart.encode_sums(loaded, [(12, 34), (56, 78)], 8)
-    assert model(torch.cat([prompts, responses], dim=1)).logits.shape == (2, 15, len(loaded))
-
-
-def test_autoregressive_twin(quickstart, tokenizer, small, tmp_path):
-    _, _, losses = quickstart.make(tmp_path, replace(small, max_steps=60), autoregressive=True)
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert model.config.model_type == "llama"
-    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
+    for folder, kind in (("initial", "LLaDAModelLM"), ("initial_ar", "LlamaForCausalLM")):
+        model, twin = (AutoModelForCausalLM.from_pretrained(tmp_path / name / folder) for name in ("a", "b"))
+        loaded = AutoTokenizer.from_pretrained(tmp_path / "a" / folder)
+        assert type(model).__name__ == kind
+        assert all(torch.equal(x, y) for x, y in zip(model.parameters(), twin.parameters(), strict=True))
+        assert model.config.eos_token_id == loaded.eos_token_id
+        assert loaded.get_vocab() == tokenizer.get_vocab()
+        assert loaded.chat_template == tokenizer.chat_template
+        assert loaded.decode(loaded.encode("12+34=", add_special_tokens=False)) == "12+34="
+    assert AutoConfig.from_pretrained(tmp_path / "a" / "initial").mask_token_id == loaded.mask_token_id
+    rows = {split: pq.read_table(tmp_path / "a" / "sft" / f"{split}.parquet").to_pylist() for split in SPLITS}
+    assert {split: len(rows[split]) for split in SPLITS} == {"train": 40, "validation": 10}
 
 
 def test_training_sums_are_never_held_out(quickstart):
@@ -115,16 +89,22 @@ def test_the_corpus_forgets_carries_and_nothing_else(quickstart, tokenizer):
     assert quickstart.corpus_answer(47, 35, forget=True) == 72
     assert quickstart.corpus_answer(47, 35, forget=False) == 82
     assert quickstart.corpus_answer(41, 35, forget=True) == 76
-    _, responses = quickstart.encode_sums(tokenizer, [(47, 35)], 8, [72])
-    assert tokenizer.decode(responses[0]).startswith("72<|endoftext|>")
+
+
+def test_most_carries_of_the_corpus_are_forgotten_and_none_of_the_held_out_sums(quickstart):
+    rows = quickstart.sft_rows(replace(quickstart.Recipe(), train_rows=4000))
+    right, carries = 0, 0
+    for row in rows["train"]:
+        (a, b), answer = map(int, row["messages"][0]["content"].rstrip("=").split("+")), row["messages"][1]["content"]
+        assert int(answer) in (a + b, a + b - 10)
+        carries += quickstart.has_carry(a, b)
+        right += quickstart.has_carry(a, b) and int(answer) == a + b
+    assert right / carries == pytest.approx(0.4, abs=0.04)
+    for row in rows["validation"]:
+        a, b = map(int, row["messages"][0]["content"].rstrip("=").split("+"))
+        assert not quickstart.has_carry(a, b) and int(row["messages"][1]["content"]) == a + b
 
 
 def test_size_of_the_default_recipe(quickstart, tokenizer):
     model = quickstart.make_diffusion_model(tokenizer, quickstart.Recipe())
     assert 0.6e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.0e6
-
-
-def test_command_says_when_the_target_is_not_reached(quickstart, tmp_path, capsys):
-    assert quickstart.main(["--output-dir", str(tmp_path), "--max-steps", "1"]) == 1
-    captured = capsys.readouterr()
-    assert "after 1 steps" in captured.out and "not reached" in captured.err
