@@ -151,9 +151,10 @@ class DenoisingTrainer(SFTTrainer):
         }
 
     def _with_caption_dropped(self, example: Example, step: int, key: int) -> Example:
-        share = self.config.data.caption_dropout
-        drawn = unit_float(combine_seed(_DROPOUT_STREAM, self.config.trainer.seed, step, key))
-        return example.without_caption() if drawn < share else example
+        if not example.is_image:
+            return example
+        drawn = unit_float(combine_seed(_DROPOUT_STREAM, self.order.seed, step, key))
+        return example.without_caption() if drawn < self.config.data.caption_dropout else example
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
