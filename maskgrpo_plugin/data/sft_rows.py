@@ -29,6 +29,7 @@ class Example:
         learned: for each of `answer_ids`, whether it is learned; those that close an image are not.
         is_image: whether the answer is an image.
         uncond_ids: the prompt without its caption, which takes its place where the caption is dropped; empty: none.
+        grid: rows and columns of an image's tokens; None for a text.
     """
 
     prompt_ids: tuple[int, ...]
@@ -36,6 +37,7 @@ class Example:
     learned: tuple[bool, ...]
     is_image: bool = False
     uncond_ids: tuple[int, ...] = ()
+    grid: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -139,6 +141,7 @@ class RowReader:
             tuple(bool(written) for written in layout.response_mask),
             is_image=True,
             uncond_ids=_kept(layout.uncond_ids, layout.uncond_mask),
+            grid=_grid(row) or family.default_grid(),
         )
 
     def _about_image(

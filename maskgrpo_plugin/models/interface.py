@@ -204,6 +204,7 @@ class MaskPredictorModel(PreTrainedModel):
         packing: Packing | None = None,
         block_length: int | None = None,
         chunk_size: int = 512,
+        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> MaskedDiffusionOutput:
         """Predict the tokens of a canvas.
@@ -237,6 +238,8 @@ class MaskPredictorModel(PreTrainedModel):
             packing: of the line, or of the (B, L) mask. Without it, a mask has the device waited for to make it.
             block_length: for block-causal models, another length than the config's.
             chunk_size: positions per chunk of the head.
+            label_smoothing: ε ≥ 0: the log-probability ℓ of a target among the columns of `vocab_slice` becomes
+                (1 − ε)·ℓ + ε·mean of the log-probabilities of those columns; of any other it stays.
             **kwargs: accepted for transformers' callers.
 
         Returns:
@@ -272,6 +275,7 @@ class MaskPredictorModel(PreTrainedModel):
                 vocab_slice=vocab_slice,
                 guidance_scale=guidance_scale,
                 chunk_size=chunk_size,
+                label_smoothing=label_smoothing,
             )
         if columns is not None:
             hidden = hidden.view(*logits_positions.shape, -1)  # type: ignore[union-attr]
@@ -288,6 +292,7 @@ class MaskPredictorModel(PreTrainedModel):
         vocab_slice: tuple[int, int] | None = None,
         guidance_scale: float = 0.0,
         chunk_size: int = 512,
+        label_smoothing: float = 0.0,
     ) -> MaskedDiffusionOutput:
         """Logits, or log-probabilities of `target_ids`, from hidden states (N, D); see `forward`."""
         if guidance_scale > 0:
@@ -307,7 +312,22 @@ class MaskPredictorModel(PreTrainedModel):
             log_probs, entropy = score(hidden, target_ids, None)
         else:
             log_probs, entropy = sliced_log_probs(hidden, score, target_ids, vocab_slice)
+            if label_smoothing > 0:
+                log_probs = log_probs + label_smoothing * self._smoothing(hidden, target_ids, vocab_slice)
         return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy)
+
+    def _smoothing(self, hidden: Tensor, target_ids: Tensor, vocab_slice: tuple[int, int]) -> Tensor:
+        """What a target's log-probability lacks to the columns' mean (N,): the mean logit minus the target's, since the
+        normaliser is the same; 0 for targets outside the columns. The head is linear, so the mean logit is one product.
+        """
+        matrix = self._head_matrix()
+        if matrix is None:
+            raise ValueError("label_smoothing: the head is no plain matrix, such as one with an adapter")
+        first, stop = vocab_slice
+        inside = (target_ids >= first) & (target_ids < stop)
+        rows = matrix[first:stop]
+        away = rows.mean(0) - rows[(target_ids - first).clamp(0, stop - first - 1)]
+        return torch.where(inside, (hidden.float() * away.float()).sum(-1), 0.0)
 
     def _places(self, positions: Tensor | None, packing: Packing | None, is_line: bool, width: int) -> Tensor | None:
         """Where the logits of `logits_positions` stand: (N,) of the flattened columns, or (B, K) or (1, B·K) each."""

@@ -28,8 +28,10 @@ from maskgrpo_plugin.data.sft_rows import Example
 from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
 from maskgrpo_plugin.export import export
 from maskgrpo_plugin.trainer.checkpoints import STEP, explained
+from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.trainer.sft_batches import BatchOrder, divide
 from maskgrpo_plugin.trainer.sft_data import Source, read_sources
+from maskgrpo_plugin.trainer.sft_images import make_sketcher
 from maskgrpo_plugin.trainer.sft_objectives import MaskedDenoising, NextToken, Objective
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class DenoisingTrainer(SFTTrainer):
             seed=self.config.trainer.seed,
         )
         self.validation = any(source.validation for source in self.sources)
+        self.sketcher = make_sketcher(self.config, self.sources, self.model_config)
 
     def _build_engine(self) -> None:
         self.objective = self._make_objective()
@@ -112,6 +115,7 @@ class DenoisingTrainer(SFTTrainer):
         step, total = self.resume_global_step, self.total_training_steps
         if step == 0 and trainer.val_before_train and self.validation:
             _log(tracking, self._validate(), 0)
+            self._sketch(0, tracking)
         with self._progress(step, total) as progress:
             while step < total:
                 step += 1
@@ -119,12 +123,28 @@ class DenoisingTrainer(SFTTrainer):
                 metrics = self._train(step)
                 if self.validation and (is_last or _every(self.test_freq, step)):
                     metrics |= self._validate()
+                    self._sketch(step, tracking)
                 _log(tracking, metrics, step)
                 progress.set_postfix(_shown(metrics), refresh=False)
                 progress.update()
                 if is_last or _every(self.save_freq, step):
                     self._save(step)
         self._export()
+
+    def _sketch(self, step: int, tracking: Tracking | None) -> None:
+        """Draw held-out captions, on every rank alike since all take part in the model's forward, and log the sheet."""
+        if self.sketcher is None:
+            return
+        every = [example for source in self.sources for example in source.validation if example.is_image]
+        chosen = [example for example in every if example.grid == every[0].grid][: self.config.images.count]
+        with self.engine.eval_mode(), self.engine.autocast():
+            images = self.sketcher.draw(self.engine.module, chosen, get_device_name())
+        if self.is_logging:
+            captions = [
+                self.model_config.tokenizer.decode(example.prompt_ids, skip_special_tokens=True) for example in chosen
+            ]
+            rows = [(n, caption, 0.0, image) for n, (caption, image) in enumerate(zip(captions, images, strict=True))]
+            log_contact_sheet(rows, tracking, Path(self.ckpt_handler.default_local_dir) / "images", step)
 
     def _train(self, step: int) -> dict[str, float]:
         """One step; returns its metrics."""

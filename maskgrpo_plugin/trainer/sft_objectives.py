@@ -66,7 +66,8 @@ class MaskedDenoising(Objective):
         self, examples: Sequence[Example], keys: Sequence[int], weights: Sequence[float], step: int, strata: int
     ) -> TensorDict:
         """See `Objective.batch`."""
-        plan = StepPlan("denoising", {**self.options, "strata": strata}, self.seed, step)
+        options = {**self.options, "strata": strata} | ({} if step else {"label_smoothing": 0.0})
+        plan = StepPlan("denoising", options, self.seed, step)
         fields = {
             "input_ids": [e.prompt_ids + e.answer_ids for e in examples],
             "prompts": [e.prompt_ids for e in examples],

@@ -7,9 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
@@ -27,7 +29,7 @@ from maskgrpo_plugin.trainer.sft_checks import check_sft
 
 ROOT = Path(__file__).parents[2]
 SUMS = [(12, 7), (30, 5), (99, 99), (1, 1), (48, 2), (5, 77), (60, 60), (8, 13), (21, 34), (90, 19)]
-BATCH, SEED, RATE = 4, 5, 0.5
+BATCH, SEED, RATE, SMOOTHING = 4, 5, 0.5, 0.1
 
 
 @pytest.fixture(scope="module")
@@ -263,12 +265,21 @@ def test_a_mixture_is_the_weighted_sum_of_its_sources_losses(tiny_digits, common
     weights = {"t2i": 1.0, "text": 0.1, "mmu": 1.0}
     shares = {"t2i": 3, "text": 1, "mmu": 2}
     sources = [
-        f"+data.mixture.{name}={{train_files: {mixture[name]}, share: {shares[name]}, weight: {weights[name]}}}"
+        f"+data.mixture.{name}={{train_files: {mixture[name]}, share: {shares[name]}, weight: {weights[name]}"
+        + (f", val_files: {mixture[name]}}}" if name != "text" else "}")
         for name in mixture
     ]
     options = [*common, f"model.path={folder}", *sources, "data.train_batch_size=6", "data.micro_batch_size_per_gpu=2"]
     options += ["data.max_length=64", "data.fill=none", "data.caption_dropout=1.0", "trainer.total_training_steps=1"]
-    (found,) = run(1, tiny_digits, [options], tmp_path_factory.mktemp("sft_mixture"))
+    options += [f"denoising.label_smoothing={SMOOTHING}", f"images.image_tokenizer={tiny_digits}/vq"]
+    options += ["images.count=3", "images.options={steps: 4, cfg_scale: 1.0}"]
+    out = tmp_path_factory.mktemp("sft_mixture")
+    (found,) = run(1, tiny_digits, [options], out)
+    first, last = (np.asarray(Image.open(out / "0" / "images" / f"step_{n}.png")) for n in (0, 1))
+    assert first.shape == last.shape and (first != last).any()  # the same noise, another model
+    metrics = found["metrics"]["1"]
+    mean = (6 * metrics["val/t2i/loss"] + 4 * metrics["val/mmu/loss"]) / 10
+    assert metrics["val/loss"] == pytest.approx(mean, abs=1e-6) and "val/text/loss" not in metrics
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -310,7 +321,8 @@ def example_loss(model, family, example, key, *, strata):
     total = torch.zeros(())
     for n in masked:
         if example.is_image:
-            total = total - logits[n, first:last].log_softmax(-1)[tokens[0, n] - first]
+            columns = logits[n, first:last].log_softmax(-1)
+            total = total - (1 - SMOOTHING) * columns[tokens[0, n] - first] - SMOOTHING * columns.mean()
         else:
             total = total - logits[n].log_softmax(-1)[tokens[0, n]]
     if example.is_image:

@@ -128,6 +128,11 @@ class Estimator(ABC):
         """μ, inner updates over the same rollouts."""
         return self.mu
 
+    @property
+    def target_smoothing(self) -> float:
+        """ε of label smoothing over the image tokens, which the model's read-out applies."""
+        return 0.0
+
     @abstractmethod
     def passes(self, rows: Rows, *, seed: int, step: int, update: int) -> list[Pass]:
         """The passes of one inner update.

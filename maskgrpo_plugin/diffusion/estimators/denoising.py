@@ -33,6 +33,7 @@ class Denoising(Estimator):
         mu, canvas: see `Estimator`; `full`: the end tokens that fill a row are learned, so that answers end.
         strata: number of keys over which levels are evenly spread, 1 or more; of a training step the rows of the batch.
         least_level: ε of text, in (0, 1); published 1e-3.
+        label_smoothing: ε of image tokens, in [0, 1): their ℓ̂ is (1 − ε)·ℓ + ε·the mean of ℓ over the codebook.
         least_image_level: least share of an image's tokens that is masked, in [0, 1]; published 0.3.
     """
 
@@ -41,6 +42,7 @@ class Denoising(Estimator):
     strata: int = 1
     least_level: float = 1e-3
     least_image_level: float = 0.3
+    label_smoothing: float = 0.0
 
     accepts: ClassVar[tuple[str, ...]] = ("image_tokens",)
     uses_old: ClassVar[bool] = False
@@ -51,6 +53,12 @@ class Denoising(Estimator):
         check_number("strata", self.strata, 1, whole=True)
         check_number("least_level", self.least_level, 1e-9, 1)
         check_number("least_image_level", self.least_image_level, 0, 1)
+        check_number("label_smoothing", self.label_smoothing, 0, 1)
+
+    @property
+    def target_smoothing(self) -> float:
+        """`label_smoothing`."""
+        return self.label_smoothing
 
     def passes(self, rows: Rows, *, seed: int, step: int, update: int) -> list[Pass]:
         """See `Estimator.passes`."""

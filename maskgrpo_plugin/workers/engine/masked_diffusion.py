@@ -209,6 +209,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             with_entropy=with_entropy,
             vocab_slice=self._image_slice,
             guidance_scale=plan.cfg_scale,
+            label_smoothing=plan.build().target_smoothing,
         )
         scored, weight = line.scored.to(device), line.weight.to(device)
         index, packed, offsets = line.index.to(device), line.packed.to(device), line.offsets.to(device)
