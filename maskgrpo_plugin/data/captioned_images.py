@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskgrpo_plugin.data.chats import checked_text
-from maskgrpo_plugin.data.image_records import LISTS, ImageRecord, Placed, Records, image_of
-from maskgrpo_plugin.data.records import BadRecord, DataError, as_object, read_file
+from maskgrpo_plugin.data.image_records import IMAGE_KEYS, LISTS, ImageRecord, Placed, Records, image_of
+from maskgrpo_plugin.data.records import BadRecord, DataError, as_object, first_key, read_file, shown_keys
 from maskgrpo_plugin.data.square_images import MOST_BYTES, SUFFIXES, TOO_LARGE
 from maskgrpo_plugin.errors import OptionError, first_line
 
 CAPTION_KEYS = ("caption", "text", "prompt")
-IMAGE_KEYS = ("image", "jpg", "png", "webp", "file_name")
 CAPTION_FILES = ("captions.jsonl", "metadata.jsonl", "captions.tsv")
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 MOST_TEXT = 1 << 20  # bytes of a caption's member
@@ -85,11 +84,11 @@ def _folder(listed: Path, keys: Keys) -> Records:
 
 def _record(record: Any, keys: Keys, folder: Path) -> ImageRecord:
     record = as_object(record)
-    caption, image = (next((name for name in names if record.get(name) is not None), None) for names in keys)
+    caption, image = (first_key(record, names) for names in keys)
     if caption is None:
-        raise BadRecord(NO_CAPTION, f"nothing under {', '.join(keys.caption)}; it has {', '.join(map(str, record))}")
+        raise BadRecord(NO_CAPTION, f"nothing under {', '.join(keys.caption)}; {shown_keys(record)}")
     if image is None:
-        raise BadRecord(NO_IMAGE, f"nothing under {', '.join(keys.image)}; it has {', '.join(map(str, record))}")
+        raise BadRecord(NO_IMAGE, f"nothing under {', '.join(keys.image)}; {shown_keys(record)}")
     return ImageRecord(image_of(record[image], folder), {"caption": _caption(record[caption])})
 
 
@@ -198,7 +197,7 @@ def _json_caption(content: str, caption_key: str | None) -> Any:
     except (ValueError, RecursionError) as error:
         raise BadRecord("not JSON in UTF-8", str(error)) from None
     names = (caption_key,) if caption_key else CAPTION_KEYS
-    name = next((name for name in names if values.get(name) is not None), None)
+    name = first_key(values, names)
     if name is None:
-        raise BadRecord(NO_CAPTION, f"nothing under {', '.join(names)}; it has {', '.join(values)}")
+        raise BadRecord(NO_CAPTION, f"nothing under {', '.join(names)}; {shown_keys(values)}")
     return values[name]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from maskgrpo_plugin.data.captioned_images import ARCHIVES, CAPTION_FILES, CAPTION_KEYS, IMAGE_KEYS, caption_reader
+from maskgrpo_plugin.data.captioned_images import ARCHIVES, CAPTION_FILES, CAPTION_KEYS, caption_reader
 from maskgrpo_plugin.data.code_options import add_code_options, make_job
 from maskgrpo_plugin.data.code_shards import write_codes
-from maskgrpo_plugin.data.image_records import LISTS
+from maskgrpo_plugin.data.image_records import IMAGE_KEYS, LISTS
 from maskgrpo_plugin.data.records import DataError
 from maskgrpo_plugin.errors import OptionError
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from maskgrpo_plugin.data.records import BadRecord, as_object
+from maskgrpo_plugin.data.records import BadRecord, as_object, first_key, shown_keys
 from maskgrpo_plugin.data.templates import TaskTemplates, Template, answer_form
 
 Message = dict[str, str]
@@ -76,11 +76,13 @@ def turns(value: Any, role_key: str, content_key: str, roles: Mapping[str, str])
     """
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise BadRecord("turns that are no list of objects")
-    messages = []
+    messages: list[Message] = []
     for number, turn in enumerate(value, start=1):
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in roles:
             raise BadRecord("an unknown role", f"turn {number} has {role!r}, allowed: {', '.join(roles)}")
+        if roles[role] == "assistant" and not any(message["role"] == "user" for message in messages):
+            raise BadRecord("an assistant turn before the user's first", f"turn {number}")
         content = checked_text(
             turn.get(content_key), f"{roles[role]} turn", f"turn {number}", may_be_empty=roles[role] == "system"
         )
@@ -96,9 +98,9 @@ def one_text(record: Mapping[str, Any], *names: str) -> str:
     Raises:
         BadRecord: none is, or it is empty or no text.
     """
-    name = next((name for name in names if record.get(name) is not None), None)
+    name = first_key(record, names)
     if name is None:
-        raise BadRecord(f"nothing under {' or '.join(names)}", f"it has {', '.join(map(str, record)) or 'no keys'}")
+        raise BadRecord(f"nothing under {' or '.join(names)}", shown_keys(record))
     return checked_text(record[name], name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from maskgrpo_plugin.data.records import BadRecord, DataError
 from maskgrpo_plugin.files import stat_digest
 
+IMAGE_KEYS = ("image", "jpg", "png", "webp", "file_name")
 LISTS = (".jsonl", ".json", ".tsv")  # files of records that name image files
 
 

@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -90,7 +90,7 @@ def text_field(record: Any, *names: str) -> str:
         if isinstance(value, str) and value.strip():
             return value.strip()
     wanted = " or ".join(map(repr, names))
-    raise DataError(f"no text under {wanted}; it has {', '.join(map(str, record)) or 'no keys'}")
+    raise DataError(f"no text under {wanted}; {shown_keys(record)}")
 
 
 def text_list_field(record: Any, name: str, *, may_be_empty: bool = False) -> list[str]:
@@ -107,6 +107,16 @@ def text_list_field(record: Any, name: str, *, may_be_empty: bool = False) -> li
     if not value and not may_be_empty:
         raise DataError(f"nothing under {name!r}")
     return value
+
+
+def first_key(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of `names` under which the record has something, or None."""
+    return next((name for name in names if record.get(name) is not None), None)
+
+
+def shown_keys(record: Mapping[str, Any]) -> str:
+    """The record's keys, for a message."""
+    return f"it has {', '.join(map(str, record)) or 'no keys'}"
 
 
 def as_object(record: Any) -> dict[str, Any]:

@@ -83,6 +83,7 @@ BAD = [
     ({"messages": "a"}, "no list of objects"),
     ({"messages": ["a"]}, "no list of objects"),
     ({"messages": turns(("user", "a"))}, "no assistant turn"),
+    ({"messages": turns(("system", "s"), ("assistant", "a"), ("user", "b"))}, "before the user's first.*turn 2"),
     ({"messages": turns(("user", "a"), ("assistant", ""))}, "empty assistant turn.*turn 2"),
     ({"messages": turns(("user", "a"), ("assistant", None))}, "assistant turn that is no text.*turn 2: NoneType"),
     ({"messages": turns(("user", "a"), ("tool", "b"))}, "unknown role.*turn 2 has 'tool'.*system, user, assistant"),
