@@ -120,7 +120,8 @@ def _archive(path: Path, caption_key: str | None) -> Records:
     """Samples of an archive, which is read once from front to back; no member touches the disk."""
     try:
         with tarfile.open(path, "r:*") as archive:
-            name, members = None, {}
+            name: str | None = None
+            members: dict[str, bytes | BadRecord] = {}
             for member in archive:
                 stem, suffix = _split(member.name)
                 if stem != name and members:

@@ -195,7 +195,7 @@ class Shard:
 
     def add(self, place: str, record: Decoded) -> None:
         """Add a row; its image is encoded with others, at the latest in `write`."""
-        key = hashlib.sha256(np.ascontiguousarray(record.pixels)).digest()
+        key = hashlib.sha256(record.pixels.tobytes()).digest()
         if key not in self._known:
             self._known[key] = len(self._known)
             self._waiting.append(record.pixels)

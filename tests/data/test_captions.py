@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pictures import picture, png
 from PIL import Image
 
 from maskgrpo_plugin.data import code_shards
@@ -18,16 +19,6 @@ from maskgrpo_plugin.data.image_encoder import ImageEncoder
 from maskgrpo_plugin.models.image_tokenizers import load_image_tokenizer
 
 COLUMNS = ["caption", "image_codes", "height", "width", "source"]
-
-
-def picture(seed, height=8, width=8):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
 
 
 def write_tar(path, members, mode="w"):
@@ -102,6 +93,14 @@ def test_an_archive_gives_captions_and_the_tokenizers_codes_in_shards(tmp_path, 
     described = {"resolution": 8, "grid": [4, 4], "codebook_size": 64}
     assert {key: manifest[key] for key in (*counted, *described)} == {**counted, **described}
     assert set(manifest["settings"]["image_tokenizer"]) == {"config.json", "model.safetensors"}
+
+
+def test_codes_in_16_bits_are_those_of_the_tokenizer_in_16_bits(tmp_path, run, vq):
+    assert run("--input", write_tar(tmp_path / "a.tar", samples(3)), "--dtype", "bfloat16") == 0
+    tokenizer = load_image_tokenizer(str(vq)).to(torch.bfloat16)
+    pixels = torch.stack([torch.tensor(picture(n)).permute(2, 0, 1) for n in range(3)]) / 127.5 - 1
+    codes = tokenizer.get_code(pixels.bfloat16()).tolist()
+    assert [row["image_codes"] for row in rows_of(tmp_path / "out")] == codes
 
 
 def test_images_of_other_sizes_are_resized_and_cut(tmp_path, run, expected):

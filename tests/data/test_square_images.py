@@ -1,10 +1,10 @@
 """Images on their way to an image tokenizer: orientation, colours, the square that is cut out, and refused files."""
 
-import io
 import warnings
 
 import numpy as np
 import pytest
+from pictures import picture, stored
 from PIL import Image
 
 from maskgrpo_plugin.data import square_images
@@ -12,18 +12,8 @@ from maskgrpo_plugin.data.records import BadRecord
 from maskgrpo_plugin.data.square_images import square_image
 
 
-def stored(image, format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, format=format, **options)
-    return file.getvalue()
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def test_an_image_of_the_right_size_stays_as_it_is(tmp_path):
-    pixels = noise(8, 8)
+    pixels = picture(0, 8, 8)
     assert np.array_equal(square_image(stored(Image.fromarray(pixels)), 8), pixels)
     (tmp_path / "a.png").write_bytes(stored(Image.fromarray(pixels)))
     assert np.array_equal(square_image(tmp_path / "a.png", 8), pixels)
@@ -31,7 +21,7 @@ def test_an_image_of_the_right_size_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(8, 21), (21, 8), (8, 9)])
 def test_the_middle_is_cut_out(height, width):
-    pixels = noise(height, width)
+    pixels = picture(0, height, width)
     top, left = round((height - 8) / 2), round((width - 8) / 2)
     expected = pixels[top : top + 8, left : left + 8]
     assert np.array_equal(square_image(stored(Image.fromarray(pixels)), 8), expected)
@@ -39,7 +29,7 @@ def test_the_middle_is_cut_out(height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(32, 16), (16, 45), (5, 7), (33, 33)])
 def test_the_shorter_side_is_resized_bicubically(height, width):
-    pixels = noise(height, width)
+    pixels = picture(0, height, width)
     short = min(height, width)
     resized = Image.fromarray(pixels).resize((int(8 * width / short), int(8 * height / short)), Image.BICUBIC)
     top, left = round((resized.height - 8) / 2), round((resized.width - 8) / 2)
@@ -49,7 +39,7 @@ def test_the_shorter_side_is_resized_bicubically(height, width):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exifs_orientation_is_honoured(orientation):
-    pixels = noise(8, 8)
+    pixels = picture(0, 8, 8)
     turned = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -99,9 +89,9 @@ def test_other_modes_become_rgb_of_8_bits():
     [
         (b"", "cannot be read"),
         (b"text", "cannot be read"),
-        (stored(Image.fromarray(noise(64, 64)))[:900], "cannot be read"),
-        (stored(Image.fromarray(noise(64, 64)), "JPEG")[:700], "cannot be read"),
-        (stored(Image.fromarray(noise(8, 8)), "BMP"), "cannot be read"),
+        (stored(Image.fromarray(picture(0, 64, 64)))[:900], "cannot be read"),
+        (stored(Image.fromarray(picture(0, 64, 64)), "JPEG")[:700], "cannot be read"),
+        (stored(Image.fromarray(picture(0, 8, 8)), "BMP"), "cannot be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot be read"),
     ],
 )
