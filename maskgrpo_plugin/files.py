@@ -1,11 +1,13 @@
 """Files and folders that are there whole or not at all, and temporary ones that are the user's alone."""
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from maskgrpo_plugin.errors import OptionError
@@ -27,6 +29,29 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
+
+
+def file_digest(path: Path) -> str:
+    """The first 12 digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def stat_digest(entries: Iterable[tuple[str, Path | None]]) -> str:
+    """The first 12 digits of a SHA-256 over names, each with size and time of its file where it has one that is there.
+
+    Args:
+        entries: pairs of a name and a file, or None for a name alone.
+    """
+    total = hashlib.sha256()
+    for name, path in entries:
+        found = path.stat() if path is not None and path.exists() else None
+        values = [name] if found is None else [name, found.st_size, found.st_mtime_ns]
+        total.update((json.dumps(values) + "\n").encode())
+    return total.hexdigest()[:12]
 
 
 def private_temporary_folder() -> Path:

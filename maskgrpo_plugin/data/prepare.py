@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.arguments import positive
-from maskgrpo_plugin.data import competition_math, countdown, gsm8k, programs, sudoku
+from maskgrpo_plugin.data import chats, competition_math, countdown, gsm8k, programs, sudoku
 from maskgrpo_plugin.data.arithmetic import draw_sums
+from maskgrpo_plugin.data.chat_files import read_chats, split_rows
+from maskgrpo_plugin.data.faults import SKIP_OPTION
 from maskgrpo_plugin.data.records import DataError, HubSource, read_file, read_hub
 from maskgrpo_plugin.data.rows import Convert, Row, make_rows, verl_row, write_parquet
-from maskgrpo_plugin.data.templates import DEFAULT_STYLE, STYLES, TaskTemplates
+from maskgrpo_plugin.data.templates import DEFAULT_STYLE, STYLES, TaskTemplates, Template
+from maskgrpo_plugin.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +131,7 @@ def with_template(data_set: DataSet, options: argparse.Namespace) -> DataSet:
     """
     if data_set.templates is None:
         return data_set
-    template = (
-        data_set.templates.read(options.template) if options.template else data_set.templates.styled(options.style)
-    )
+    template = _template(data_set.templates, options)
     hub_convert = data_set.hub_convert
     return replace(
         data_set,
@@ -265,6 +266,10 @@ def _without(rows: list[Row], taken: set[Any], data_set: DataSet) -> list[Row]:
     return kept
 
 
+def _template(templates: TaskTemplates, options: argparse.Namespace) -> Template:
+    return templates.read(options.template) if options.template else templates.styled(options.style)
+
+
 def _build(data_set: DataSet, options: argparse.Namespace) -> dict[str, list[Row]]:
     data_set = with_template(data_set, options)
     return drawn_rows(data_set, data_set.draw, options) if data_set.draw else recorded_rows(data_set, options)
@@ -278,9 +283,22 @@ def _build_arithmetic(options: argparse.Namespace) -> dict[str, list[Row]]:
     }
 
 
+def _build_chat(options: argparse.Namespace) -> dict[str, list[Row]]:
+    template = _template(chats.TEMPLATES, options)
+    settings = {"answer_form": options.answer_form, "template": template, "skip_bad": options.skip_bad}
+    train = read_chats(options.train, **settings)
+    if options.test:
+        return {"train": train, "validation": read_chats(options.test, **settings)}
+    splits = split_rows(train, options.validation_share, options.seed)
+    old = options.output_dir / "validation.parquet"
+    if "validation" not in splits and old.exists():
+        raise OptionError("--validation-share", 0, f"{old} of an earlier call would stay; remove it")
+    return splits
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m maskgrpo_plugin.data.prepare", description=__doc__)
-    names = [*DATA_SETS, "arithmetic"]
+    names = [*DATA_SETS, "arithmetic", "chat"]
     commands = parser.add_subparsers(required=True, metavar="{" + ",".join(names) + "}")
     for name, data_set in DATA_SETS.items():
         _add_recorded(commands.add_parser(name, help=data_set.help), data_set)
@@ -290,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     arithmetic.add_argument("--carry-share", type=float, help="share of sums whose ones carry; default: as they come")
     arithmetic.set_defaults(build=_build_arithmetic)
     _add_drawn(arithmetic, train_rows=6000)
+    _add_chat(commands.add_parser("chat", help="conversations to learn from (SFT)"))
 
     for command in commands.choices.values():
         command.add_argument("--output-dir", type=Path, required=True)
@@ -305,21 +324,49 @@ def _add_recorded(command: argparse.ArgumentParser, data_set: DataSet) -> None:
     command.add_argument("--max-rows", type=positive, help="the first so many rows of each file")
     command.add_argument("--strict", action="store_true", help="refuse malformed rows instead of skipping them")
     if data_set.templates:
-        prompt = command.add_mutually_exclusive_group()
-        prompt.add_argument(
-            "--style",
-            choices=STYLES,
-            default=DEFAULT_STYLE,
-            help=f"prompts of the project ({DEFAULT_STYLE}, the default) or in the form of the published ones",
-        )
-        placeholders = " and ".join(f"{{{name}}}" for name in data_set.templates.names)
-        prompt.add_argument("--template", type=Path, help=f"file with a prompt of your own, with {placeholders}")
+        _add_prompt(command, data_set.templates)
     if data_set.draw:
         _add_drawn(command, train_rows=10_000)
         command.set_defaults(hub=False)
         if data_set.hub:
             command.add_argument("--hub", action="store_true", help=f"train on {names} where --train names no file")
     command.set_defaults(build=functools.partial(_build, data_set))
+
+
+def _add_chat(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--train", type=Path, required=True, help=f".jsonl, .json or .parquet; each record has {chats.FORMS}"
+    )
+    command.add_argument("--test", type=Path, help="the same for validation.parquet")
+    command.add_argument(
+        "--answer-form",
+        choices=chats.ANSWER_FORMS,
+        default="plain",
+        help="what the answer to a question is: its text alone (plain, the default), or s1K's thinking and attempt in "
+        "<reasoning> and <answer>",
+    )
+    command.add_argument(
+        "--validation-share",
+        type=float,
+        default=0.01,
+        help="held out of --train without --test (default 0.01; 0: none)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the rows that are held out")
+    command.add_argument(SKIP_OPTION, action="store_true", help="leave out unusable records instead of refusing them")
+    _add_prompt(command, chats.TEMPLATES)
+    command.set_defaults(build=_build_chat)
+
+
+def _add_prompt(command: argparse.ArgumentParser, templates: TaskTemplates) -> None:
+    prompt = command.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--style",
+        choices=STYLES,
+        default=DEFAULT_STYLE,
+        help=f"prompts of the project ({DEFAULT_STYLE}, the default) or in the form of the published ones",
+    )
+    placeholders = " and ".join(f"{{{name}}}" for name in templates.names)
+    prompt.add_argument("--template", type=Path, help=f"file with a prompt of your own, with {placeholders}")
 
 
 def _add_drawn(command: argparse.ArgumentParser, *, train_rows: int) -> None:

@@ -2,16 +2,33 @@
 
 import csv
 import gzip
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from maskgrpo_plugin.errors import first_line
+
 csv.field_size_limit(1 << 24)
+PARQUET_BATCH = 64  # rows that are held at a time: they may be images
 
 
 class DataError(Exception):
     """A data file or record that cannot be used; the message says which, where and why."""
+
+
+class BadRecord(DataError):
+    """A record that cannot be used, for a reason by which such records are counted.
+
+    Attributes:
+        reason: the same words for all records with this fault.
+        detail: what is particular to this record; may be empty.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason, self.detail = reason, detail
 
 
 class HubSource(NamedTuple):
@@ -23,18 +40,23 @@ class HubSource(NamedTuple):
 
 
 def read_file(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield ("file:line", record) of a file of JSON Lines or, where its name ends in .csv, of CSV; .gz is unpacked.
+    """Yield ("file:line", record) of a file: JSON Lines unless its name ends in .csv or .parquet; .gz is unpacked.
 
-    Blank lines are skipped. A line that cannot be read gives a DataError in place of the record, and the caller decides
-    what becomes of it.
+    A .json file may also be one list of records; records of a list and of parquet are numbered from 1. Blank lines are
+    skipped. A line that cannot be read gives a DataError in place of the record, and the caller decides what becomes of
+    it.
 
     Raises:
-        DataError: the file cannot be opened or unpacked.
+        DataError: the file cannot be opened or unpacked, or is no JSON or parquet as a whole.
     """
-    is_csv = ".csv" in Path(path).suffixes
+    suffixes = Path(path).suffixes
     try:
-        with _open(path) as file:
-            yield from _csv_records(file, path) if is_csv else _json_records(file, path)
+        if ".parquet" in suffixes:
+            yield from _parquet_records(path)
+        else:
+            read = _csv_records if ".csv" in suffixes else _list_or_lines if ".json" in suffixes else _json_records
+            with _open(path) as file:
+                yield from read(file, path)
     except (OSError, EOFError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -68,7 +90,7 @@ def text_field(record: Any, *names: str) -> str:
         if isinstance(value, str) and value.strip():
             return value.strip()
     wanted = " or ".join(map(repr, names))
-    raise DataError(f"no text under {wanted}; it has {', '.join(map(str, record)) or 'no keys'}")
+    raise DataError(f"no text under {wanted}; {shown_keys(record)}")
 
 
 def text_list_field(record: Any, name: str, *, may_be_empty: bool = False) -> list[str]:
@@ -85,6 +107,16 @@ def text_list_field(record: Any, name: str, *, may_be_empty: bool = False) -> li
     if not value and not may_be_empty:
         raise DataError(f"nothing under {name!r}")
     return value
+
+
+def first_key(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of `names` under which the record has something, or None."""
+    return next((name for name in names if record.get(name) is not None), None)
+
+
+def shown_keys(record: Mapping[str, Any]) -> str:
+    """The record's keys, for a message."""
+    return f"it has {', '.join(map(str, record)) or 'no keys'}"
 
 
 def as_object(record: Any) -> dict[str, Any]:
@@ -104,6 +136,35 @@ def _open(path: str | Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if str(path).endswith(".gz") else open(path, "rb")
 
 
+def _parquet_records(path: str | Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_BATCH):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", record
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} after row {number}: {first_line(error)}") from error
+
+
+def _list_or_lines(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Records of one JSON list, or of JSON Lines."""
+    content = file.read()
+    if not content.lstrip().startswith(b"["):
+        yield from _json_records(io.BytesIO(content), path)
+        return
+    try:
+        records = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: not JSON in UTF-8 ({error})") from error
+    for number, record in enumerate(records, start=1):
+        yield f"{path}:{number}", record
+
+
 def _json_records(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
@@ -112,7 +173,7 @@ def _json_records(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]
         try:
             yield place, json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            yield place, DataError(f"not JSON in UTF-8 ({error})")
+            yield place, BadRecord("not JSON in UTF-8", str(error))
 
 
 def _csv_records(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -126,6 +187,9 @@ def _csv_records(file: IO[bytes], path: str | Path) -> Iterator[tuple[str, Any]]
             if len(row) == len(header):
                 yield place, dict(zip(header, row, strict=True))
             else:
-                yield place, DataError(f"{len(row)} fields instead of {len(header)}")
+                yield (
+                    place,
+                    BadRecord("another number of fields than the header", f"{len(row)} instead of {len(header)}"),
+                )
     except csv.Error as error:
         raise DataError(f"cannot read {path}:{rows.line_num}: {error}") from error

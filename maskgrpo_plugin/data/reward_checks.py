@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from verl.utils.reward_score import default_compute_score
 
 from maskgrpo_plugin.data.checks import check_python_object
 from maskgrpo_plugin.data.row_files import Row, data_files
@@ -106,6 +105,8 @@ def _verl_data_sources() -> tuple[frozenset[str], tuple[str, ...]]:
 
     They are read from the source of its function, an if-chain, since calling it would score.
     """
+    from verl.utils.reward_score import default_compute_score  # verl's import needs this module
+
     names: set[str] = set()
     prefixes: list[str] = []
     for node in ast.walk(ast.parse(inspect.getsource(default_compute_score))):

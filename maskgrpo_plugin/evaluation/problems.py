@@ -1,6 +1,5 @@
 """What is asked of the model: rows of verl's parquet files, files of image prompts, and the requests made of them."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from maskgrpo_plugin.data.image_prompts import prompt_rows
 from maskgrpo_plugin.data.reward_checks import reward_problem
 from maskgrpo_plugin.data.templates import ANSWER_PREFIXES
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.files import file_digest
 from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest
 
 
@@ -104,7 +104,7 @@ def read_problems(data: Sequence[Path], prompts: Sequence[Path], limit: int | No
 
 def digests(files: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of each file by its name, the first 12 digits."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
+    return {file.name: file_digest(file) for file in files}
 
 
 def make_request(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskgrpo_plugin.differences import first_difference, flat
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.files import written_whole
 
@@ -59,7 +60,7 @@ class Records:
         path = self.folder / "settings.json"
         if path.is_file():
             earlier = json.loads(path.read_text())
-            difference = _first_difference(_comparable(earlier, settings), _comparable(settings, earlier))
+            difference = first_difference(_comparable(earlier, settings), _comparable(settings, earlier))
             if difference:
                 name, before, now = difference
                 raise OptionError(
@@ -96,21 +97,4 @@ def key_of(row: Mapping[str, Any]) -> Key:
 def _comparable(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """`settings` by dotted names, without the lengths that `other` lacks."""
     lengths = {name: value for name, value in settings[LENGTHS].items() if name in other[LENGTHS]}
-    return _flat({**settings, LENGTHS: lengths})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    for name in [*now, *(name for name in before if name not in now)]:
-        if before.get(name) != now.get(name):
-            return name, before.get(name), now.get(name)
-    return None
+    return flat({**settings, LENGTHS: lengths})

@@ -73,25 +73,23 @@ class DiffusersVQ(nn.Module):
         return self.model.decode(codes, force_not_quantize=True, shape=shape).sample * 2 - 1
 
 
-def _diffusers_values(path: str) -> dict[str, Any] | None:
-    """The config of a diffusers VQModel at `path`; None where it holds something else."""
-    file = Path(path).expanduser() / "config.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return values if values.get("_class_name") == DIFFUSERS_CLASS else None
-
-
 def image_tokenizer_config(path: str) -> ImageTokenizerConfig:
     """The config of the image tokenizer in the folder `path`.
 
     Raises:
         ModuleNotFoundError: a diffusers checkpoint, and diffusers is not installed.
+        ValueError: the folder holds a model of another kind.
     """
-    values = _diffusers_values(path)
-    if values is None:
-        return MAGVITv2Config.from_pretrained(path)
-    if importlib.util.find_spec("diffusers") is None:
-        raise ModuleNotFoundError(f"{path} is a diffusers checkpoint: pip install 'maskgrpo-plugin[dimoo]'")
-    return VQModelConfig.from_dict(values)
+    file = Path(path).expanduser() / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if values.get("_class_name") == DIFFUSERS_CLASS:
+        if importlib.util.find_spec("diffusers") is None:
+            raise ModuleNotFoundError(f"{path} is a diffusers checkpoint: pip install 'maskgrpo-plugin[dimoo]'")
+        return VQModelConfig.from_dict(values)
+    kind = values.get("model_type", MAGVITv2Config.model_type)  # published folders name none
+    if kind != MAGVITv2Config.model_type:
+        raise ValueError(f"{path} holds no image tokenizer but a model of the type {kind!r}")
+    return MAGVITv2Config.from_pretrained(path)
 
 
 def load_image_tokenizer(path: str, device: torch.device | str = "cpu") -> MAGVITv2 | DiffusersVQ:

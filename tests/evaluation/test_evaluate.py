@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -215,3 +217,9 @@ def test_a_row_that_cannot_be_asked_or_scored_is_named(tiny_run, tmp_path, colum
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
     with pytest.raises(OptionError, match=rf"rows\.parquet, row 3.*{message}"):
         read_problems([file], [], limit=None)
+
+
+def test_the_modules_of_the_command_can_be_imported_before_verl():
+    program = "import maskgrpo_plugin.evaluation.problems, maskgrpo_plugin.registration"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 0 and "could not register" not in found.stderr

@@ -184,3 +184,14 @@ def test_tokens_that_fill_no_grid_are_refused(tokens, grid):
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny(**changes)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    model = tiny()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != "encoder.conv_in.bias"}
+    for file in ("model.safetensors", "pytorch_model.safetensors"):
+        folder = tmp_path / file.partition(".")[0]
+        model.config.save_pretrained(folder)
+        save_file(state, folder / file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"lacks 1 parameters: encoder\.conv_in\.bias"):
+            MAGVITv2.from_pretrained(folder)

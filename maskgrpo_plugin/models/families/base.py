@@ -21,6 +21,10 @@ class ImageTokenizerConfig(Protocol):
     def codebook_size(self) -> int:
         """Number of codes."""
 
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along each side."""
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of an image; ValueError for sides it does not divide."""
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from maskgrpo_plugin.models.grids import filled_grid
 from maskgrpo_plugin.models.magvitv2.configuration_magvitv2 import MAGVITv2Config
+from maskgrpo_plugin.models.weight_files import check_loaded
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -264,7 +265,7 @@ class MAGVITv2(PreTrainedModel):
 
         Raises:
             FileNotFoundError: the folder holds none of `WEIGHT_FILES`.
-            ValueError: the weights do not fit the config.
+            ValueError: the weights do not fit the config, or some are missing.
         """
         folder = Path(str(pretrained_model_name_or_path)).expanduser()
         if not folder.is_dir():
@@ -276,10 +277,15 @@ class MAGVITv2(PreTrainedModel):
         found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
         if found is None:
             raise FileNotFoundError(f"{folder} holds no image tokenizer: none of {', '.join(WEIGHT_FILES)}")
-        if found == WEIGHT_FILES[0]:
-            return super().from_pretrained(folder, *args, **kwargs)
-        config = kwargs.pop("config", None) or MAGVITv2Config.from_pretrained(folder)
-        return super().from_pretrained(None, *args, config=config, state_dict=_read(folder / found), **kwargs)
+        source: Path | None = folder
+        if found != WEIGHT_FILES[0]:
+            source = None
+            kwargs["config"] = kwargs.get("config") or MAGVITv2Config.from_pretrained(folder)
+            kwargs["state_dict"] = _read(folder / found)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both are in the report
+        model, info = super().from_pretrained(source, *args, **kwargs)
+        check_loaded(str(folder), info)
+        return model
 
 
 def check_codes(indices: Tensor, grid: tuple[int, int] | None, codebook_size: int) -> tuple[int, int]:

@@ -139,7 +139,8 @@ def score(
         task: name of a task, see `tasks()`.
         completion: text of the response; scorers drop what follows a stop token's text.
         ground_truth: what the task compares with; lists may come as JSON. gsm8k: the number or the full answer; math:
-            LaTeX; countdown: [numbers, target]; sudoku: 16 digits; code: test statements; arithmetic: the integer.
+            LaTeX; countdown: [numbers, target]; sudoku: 16 digits; code: test statements; arithmetic: the integer;
+            short_answer: the answer, or a list of accepted ones.
         weights: factors of the reward's components by name, 1 where not given. `score` becomes their weighted sum, and
             each component is returned times its factor; `acc` stays.
         extra: the scorer's options (sudoku: `puzzle`); names that it does not take are left out.

@@ -131,7 +131,7 @@ def test_weights_of_unknown_components_are_refused(task, weights, message):
 
 
 def test_unknown_task_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'chess'.*arithmetic, code, countdown, gsm8k, math, sudoku"):
+    with pytest.raises(ValueError, match=r"'chess'.*arithmetic, code, countdown, gsm8k, math, short_answer, sudoku"):
         rewards.score("chess", "e4", "e4")
 
 
