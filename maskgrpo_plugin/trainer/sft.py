@@ -119,15 +119,16 @@ class DenoisingTrainer(SFTTrainer):
         with self._progress(step, total) as progress:
             while step < total:
                 step += 1
-                is_last = step == total
                 metrics = self._train(step)
-                if self.validation and (is_last or _every(self.test_freq, step)):
+                if self.validation and (step == total or _every(self.test_freq, step)):
                     metrics |= self._validate()
                     self._sketch(step, tracking)
+                    if trainer.target_val_loss is not None and metrics["val/loss"] <= trainer.target_val_loss:
+                        total = step
                 _log(tracking, metrics, step)
                 progress.set_postfix(_shown(metrics), refresh=False)
                 progress.update()
-                if is_last or _every(self.save_freq, step):
+                if step == total or _every(self.save_freq, step):
                     self._save(step)
         self._export()
 

@@ -86,6 +86,11 @@ def check_sft(config: DictConfig, ranks: int = 1) -> None:
     if not config.data.use_dynamic_bsz and size // ranks % micro:
         allowed = f"allowed: divisors of the {size // ranks} rows of a process, or data.use_dynamic_bsz=true"
         raise OptionError("data.micro_batch_size_per_gpu", micro, allowed)
+    target = config.trainer.target_val_loss
+    if target is not None:
+        check_number("trainer.target_val_loss", target, 0)
+        if not any(source.validation for source in source_files(config)):
+            raise OptionError("trainer.target_val_loss", target, "it needs data.val_files")
     if config.trainer.export_dir is not None:
         check_target("trainer.export_dir", Path(str(config.trainer.export_dir)).expanduser())
     check_device(config)

@@ -57,6 +57,9 @@ def common(tiny_run, data):
         f"trainer.seed={SEED}",
         "trainer.total_training_steps=2",
         "trainer.export_dir=null",
+        "trainer.target_val_loss=null",
+        "data.val_draws=4",
+        "data.max_length=16",
         "trainer.test_freq=-1",
         "trainer.val_before_train=true",
         "optim.optimizer=SGD",
@@ -75,6 +78,7 @@ VARIANTS = {
     "dynamic": ["data.use_dynamic_bsz=true", "data.max_token_len_per_gpu=32"],
     "max_length": ["data.fill=max_length", "data.max_length=14"],
     "no_fill": ["data.fill=none"],
+    "target": ["trainer.target_val_loss=1000", "trainer.test_freq=1"],
     "lora": ["model.lora_rank=4", "model.lora_alpha=8"],
 }
 ALONE = {"autoregressive": ["model.model_type=language_model"]}
@@ -177,6 +181,13 @@ def test_without_filling_only_the_first_end_token_is_learned(one_rank):
     lengths = {name: one_rank[0][name]["metrics"]["1"]["train/tokens"] for name in ("no_fill", "plain", "max_length")}
     assert lengths["max_length"] == BATCH * 14
     assert lengths["no_fill"] < lengths["plain"] <= lengths["max_length"]
+
+
+def test_a_run_ends_once_the_validation_is_good_enough(one_rank):
+    found, out = one_rank
+    assert sorted(found["target"]["metrics"]) == ["0", "1"]
+    assert found["target"]["metrics"]["1"]["val/loss"] <= 1000
+    assert (out / str(list(VARIANTS).index("target")) / "global_step_1").is_dir()
 
 
 def test_two_ranks_equal_one(one_rank, tiny_run, common, tmp_path_factory):
@@ -378,6 +389,8 @@ BROKEN = {
     "data.truncation=left": "data.truncation",
     "data.caption_dropout=1.5": "data.caption_dropout",
     "data.val_draws=0": "data.val_draws",
+    "trainer.target_val_loss=-1": "trainer.target_val_loss",
+    "trainer.target_val_loss=1 data.val_files=null": "trainer.target_val_loss",
     "data.max_length=100000": "data.max_length",
     "data.custom_cls.path=mine.py": "data.custom_cls.path",
     "data.train_files=null": "data.train_files",
@@ -400,7 +413,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("override", BROKEN)
 def test_a_setting_that_cannot_work_is_named_before_anything_is_built(tiny_run, common, override):
-    config = ranks.compose_config(tiny_run, *common, "data.micro_batch_size_per_gpu=1", override, name="sft_quickstart")
+    config = ranks.compose_config(
+        tiny_run, *common, "data.micro_batch_size_per_gpu=1", *override.split(), name="sft_quickstart"
+    )
     with pytest.raises(OptionError) as caught:
         check_sft(config, 2)
     assert caught.value.key == BROKEN[override]
