@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from verl.utils.config import omega_conf_to_dataclass
 
 from maskgrpo_plugin.data.sft_rows import BAD_ROWS, TRUNCATIONS, TURNS
@@ -67,6 +68,10 @@ def check_sft(config: DictConfig, ranks: int = 1) -> None:
     Raises:
         OptionError: the first value that cannot work.
     """
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise OptionError(str(error.full_key), None, first_line(error)) from None
     for section, table in (("data", DATA), ("trainer", TRAINER), ("optim", OPTIM)):
         check_ranges(config, section, table)
     check_choices(config, "data", DATA_CHOICES)
@@ -127,7 +132,8 @@ def _check_sources(config: DictConfig) -> None:
 def _check_model(config: DictConfig) -> None:
     """The checks of an RL run's model section."""
     lengths = {"max_prompt_length": 0, "max_response_length": config.data.max_length}
-    view = OmegaConf.create({"actor_rollout_ref": {"model": config.model}, "data": lengths})
+    model = OmegaConf.to_container(config.model, resolve=True)
+    view = OmegaConf.create({"actor_rollout_ref": {"model": model}, "data": lengths})
     try:
         check_model(view)
     except OptionError as error:

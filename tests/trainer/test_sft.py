@@ -397,6 +397,7 @@ BROKEN = {
     "denoising.least_level=2": "denoising.least_level",
     "+denoising.nope=1": "denoising.nope",
     "optim.lr=0": "optim.lr",
+    "trainer.experiment_name=${nowhere}": "trainer.experiment_name",
     "optim.lr_scheduler_type=linear": "optim.lr_scheduler_type",
     "engine.strategy=fsdp": "engine.strategy",
     "model.path=nowhere": "model.path",
@@ -419,6 +420,13 @@ def test_a_setting_that_cannot_work_is_named_before_anything_is_built(tiny_run, 
     with pytest.raises(OptionError) as caught:
         check_sft(config, 2)
     assert caught.value.key == BROKEN[override]
+
+
+@pytest.mark.parametrize("name", ["sft_quickstart", "sft_quickstart_ar"])
+def test_the_quickstarts_configs_fit_what_its_script_makes(make_model, tmp_path, name):
+    recipe = replace(make_model.Recipe(), d_model=32, n_layers=1, train_rows=80, validation_rows=10)
+    make_model.make(tmp_path, recipe)
+    check_sft(ranks.compose_config(tmp_path, name=name))
 
 
 @pytest.mark.slow
