@@ -57,20 +57,27 @@ def existing_ancestor(folder: str | Path) -> Path:
 
 
 def whole_checkpoints(root: Path) -> list[int]:
-    """Steps of the checkpoints that were written to their end, ascending: `data.pt` comes after the actor."""
+    """Steps of the checkpoints that were written to their end and still have their actor, ascending: `data.pt` comes
+    after the actor, and stays where `trainer.max_actor_ckpt_to_keep` has removed it.
+    """
     steps = [path.name.removeprefix(STEP) for path in root.glob(f"{STEP}*") if (path / "data.pt").is_file()]
-    return sorted(int(step) for step in steps if step.isdigit())
+    return sorted(int(step) for step in steps if step.isdigit() and has_actor(root, step))
+
+
+def has_actor(root: Path, step: str) -> bool:
+    """Whether the checkpoint of a step has the actor's weights, whole or not."""
+    return (root / f"{STEP}{step}" / "actor").is_dir()
 
 
 def repair_pointer(root: Path) -> None:
     """Where the file that names the last checkpoint is torn (verl empties it before it writes), or names a checkpoint
-    that is not there, have it name the last whole one. A folder without such a file stays as it is.
+    whose actor is not there, have it name the last whole one. A folder without such a file stays as it is.
     """
     pointer = root / POINTER
     if not pointer.exists():
         return
     said = pointer.read_text().strip()
-    if said.isdigit() and (root / f"{STEP}{said}").is_dir():
+    if said.isdigit() and has_actor(root, said):
         return
     whole = whole_checkpoints(root)
     if not whole:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.weight_files import parameter_count
-from maskgrpo_plugin.trainer.checkpoints import POINTER, STEP, existing_ancestor, whole_checkpoints
+from maskgrpo_plugin.trainer.checkpoints import POINTER, existing_ancestor, has_actor, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _check_resume(config: DictConfig) -> None:
     if trainer.resume_mode != "auto" or not pointer.is_file() or whole_checkpoints(root):
         return  # a pointer that is torn is mended by the trainer where there is a whole checkpoint to name
     step = pointer.read_text(errors="replace").strip()
-    if not (step.isdigit() and (root / f"{STEP}{step}" / "actor").is_dir()):
+    if not (step.isdigit() and has_actor(root, step)):
         allowed = f"{pointer} holds {step!r}, and there is no whole checkpoint; remove it to start anew"
         raise OptionError("trainer.default_local_dir", str(trainer.default_local_dir), allowed)
 

@@ -241,6 +241,8 @@ class MaskGRPOStages(AccountedTrainer):
             if self._keeps_reference():
                 self.actor_rollout_wg.save_reference(self._reference_folder())
             super()._save_checkpoint()
+        if most := self.config.trainer.max_actor_ckpt_to_keep:
+            self.actor_rollout_wg.drop_old_checkpoints(most)
         prune_references(root)
 
     def _load_checkpoint(self) -> None:

@@ -29,6 +29,18 @@ def test_only_checkpoints_that_were_written_to_their_end_are_whole(root):
     assert whole_checkpoints(root) == [2, 4, 10]
 
 
+def test_a_checkpoint_whose_actor_was_removed_is_not_whole(root):
+    (root / "global_step_4" / "actor").rmdir()
+    assert whole_checkpoints(root) == [2, 10]
+
+
+def test_a_pointer_to_a_checkpoint_whose_actor_was_removed_is_mended(root):
+    (root / "global_step_4" / "actor").rmdir()
+    (root / POINTER).write_text("4")
+    repair_pointer(root)
+    assert (root / POINTER).read_text() == "10"
+
+
 @pytest.mark.parametrize("said", ["", "1x", "14"])
 def test_a_torn_pointer_comes_to_name_the_last_whole_checkpoint(root, said, caplog):
     (root / POINTER).write_text(said)
