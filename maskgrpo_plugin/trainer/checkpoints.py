@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 POINTER = "latest_checkpointed_iteration.txt"
 STEP = "global_step_"
+REFERENCE = "reference"  # folder beside the actor's
 GIB = 1 << 30
 
 
@@ -99,8 +100,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def prune_references(root: Path) -> None:
-    """Remove `reference/` of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
-    for folder in root.glob(f"{STEP}*/reference"):
+    """Remove the reference of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
+    for folder in root.glob(f"{STEP}*/{REFERENCE}"):
         if not (folder.parent / "actor").exists():
             shutil.rmtree(folder)
             logger.info("removed %s", folder)
