@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 POINTER = "latest_checkpointed_iteration.txt"
 STEP = "global_step_"
 REFERENCE = "reference"  # folder beside the actor's
-GIB = 1 << 30
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class CheckpointError(RuntimeError):
@@ -46,7 +46,15 @@ def space_left(folder: Path) -> str:
     there = there if there.exists() else there.parent  # a link to nowhere
     usage = shutil.disk_usage(there)
     writable = "" if os.access(there, os.W_OK) else f", {there} cannot be written to"
-    return f"{usage.free / GIB:.2f} GiB free of {usage.total / GIB:.2f}{writable}"
+    return f"{readable(usage.free)} free of {readable(usage.total)}{writable}"
+
+
+def readable(count: float) -> str:
+    """A number of bytes with three digits: 312128 is "312 kB"."""
+    unit = 0
+    while count >= 999.5 and unit + 1 < len(UNITS):
+        count, unit = count / 1000, unit + 1
+    return f"{count:.3g} {UNITS[unit]}"
 
 
 def existing_ancestor(folder: str | Path) -> Path:

@@ -9,6 +9,7 @@ from maskgrpo_plugin.trainer.checkpoints import (
     CheckpointError,
     explained,
     prune_references,
+    readable,
     repair_pointer,
     whole_checkpoints,
 )
@@ -73,8 +74,16 @@ def test_a_failed_write_names_the_folder_the_space_and_the_cause(root):
         raise RuntimeError("stack of a worker\n[enforce fail] unexpected pos 770304 vs 770192")
     message = str(raised.value)
     assert message.startswith(f"the checkpoint {root}/global_step_14 could not be written (")
-    assert "GiB free of" in message and "make room" in message
+    assert "B free of " in message and "make room" in message
     assert message.endswith("RuntimeError: [enforce fail] unexpected pos 770304 vs 770192")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (312128, "312 kB"), (999_600, "1 MB"), (16.1e9, "16.1 GB"), (3e15, "3e+03 TB")],
+)
+def test_sizes_are_said_in_the_unit_that_tells_them(count, text):
+    assert readable(count) == text
 
 
 def test_references_go_with_their_actors(root):
