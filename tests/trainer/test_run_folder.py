@@ -80,7 +80,7 @@ def test_a_failed_write_names_the_folder_the_space_and_the_cause(root):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (312128, "312 kB"), (999_600, "1 MB"), (16.1e9, "16.1 GB"), (3e15, "3e+03 TB")],
+    [(0, "0 bytes"), (999, "999 bytes"), (312128, "312 kB"), (999_600, "1 MB"), (16.1e9, "16.1 GB")],
 )
 def test_sizes_are_said_in_the_unit_that_tells_them(count, text):
     assert readable(count) == text
