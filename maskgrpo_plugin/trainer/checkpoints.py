@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 POINTER = "latest_checkpointed_iteration.txt"
 STEP = "global_step_"
-GIB = 1 << 30
+REFERENCE = "reference"  # folder beside the actor's
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +46,15 @@ def space_left(folder: Path) -> str:
     there = there if there.exists() else there.parent  # a link to nowhere
     usage = shutil.disk_usage(there)
     writable = "" if os.access(there, os.W_OK) else f", {there} cannot be written to"
-    return f"{usage.free / GIB:.2f} GiB free of {usage.total / GIB:.2f}{writable}"
+    return f"{readable(usage.free)} free of {readable(usage.total)}{writable}"
+
+
+def readable(count: float) -> str:
+    """A number of bytes with three digits: 312128 is "312 kB"."""
+    unit = 0
+    while count >= 999.5 and unit + 1 < len(UNITS):
+        count, unit = count / 1000, unit + 1
+    return f"{count:.3g} {UNITS[unit]}"
 
 
 def existing_ancestor(folder: str | Path) -> Path:
@@ -57,20 +66,27 @@ def existing_ancestor(folder: str | Path) -> Path:
 
 
 def whole_checkpoints(root: Path) -> list[int]:
-    """Steps of the checkpoints that were written to their end, ascending: `data.pt` comes after the actor."""
+    """Steps of the checkpoints that were written to their end and still have their actor, ascending: `data.pt` comes
+    after the actor, and stays where `trainer.max_actor_ckpt_to_keep` has removed it.
+    """
     steps = [path.name.removeprefix(STEP) for path in root.glob(f"{STEP}*") if (path / "data.pt").is_file()]
-    return sorted(int(step) for step in steps if step.isdigit())
+    return sorted(int(step) for step in steps if step.isdigit() and has_actor(root, step))
+
+
+def has_actor(root: Path, step: str) -> bool:
+    """Whether the checkpoint of a step has the actor's weights, whole or not."""
+    return (root / f"{STEP}{step}" / "actor").is_dir()
 
 
 def repair_pointer(root: Path) -> None:
     """Where the file that names the last checkpoint is torn (verl empties it before it writes), or names a checkpoint
-    that is not there, have it name the last whole one. A folder without such a file stays as it is.
+    whose actor is not there, have it name the last whole one. A folder without such a file stays as it is.
     """
     pointer = root / POINTER
     if not pointer.exists():
         return
     said = pointer.read_text().strip()
-    if said.isdigit() and (root / f"{STEP}{said}").is_dir():
+    if said.isdigit() and has_actor(root, said):
         return
     whole = whole_checkpoints(root)
     if not whole:
@@ -92,8 +108,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def prune_references(root: Path) -> None:
-    """Remove `reference/` of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
-    for folder in root.glob(f"{STEP}*/reference"):
+    """Remove the reference of checkpoints whose actor verl has removed (`trainer.max_actor_ckpt_to_keep`)."""
+    for folder in root.glob(f"{STEP}*/{REFERENCE}"):
         if not (folder.parent / "actor").exists():
             shutil.rmtree(folder)
             logger.info("removed %s", folder)

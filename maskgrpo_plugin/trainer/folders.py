@@ -11,13 +11,12 @@ from omegaconf import DictConfig
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.weight_files import parameter_count
-from maskgrpo_plugin.trainer.checkpoints import POINTER, STEP, existing_ancestor, whole_checkpoints
+from maskgrpo_plugin.trainer.checkpoints import POINTER, existing_ancestor, has_actor, readable, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "32": 4}
 ADAM_BYTES = 8  # two float32 moments per trained parameter
-GB = 1e9
 
 
 def check_folders(config: DictConfig) -> None:
@@ -66,7 +65,7 @@ def _check_resume(config: DictConfig) -> None:
     if trainer.resume_mode != "auto" or not pointer.is_file() or whole_checkpoints(root):
         return  # a pointer that is torn is mended by the trainer where there is a whole checkpoint to name
     step = pointer.read_text(errors="replace").strip()
-    if not (step.isdigit() and (root / f"{STEP}{step}" / "actor").is_dir()):
+    if not (step.isdigit() and has_actor(root, step)):
         allowed = f"{pointer} holds {step!r}, and there is no whole checkpoint; remove it to start anew"
         raise OptionError("trainer.default_local_dir", str(trainer.default_local_dir), allowed)
 
@@ -91,15 +90,15 @@ def _check_space(config: DictConfig) -> None:
     place = existing_ancestor(folder)
     free = shutil.disk_usage(place).free
     if free < needed:
-        allowed = f"a checkpoint takes about {needed / GB:.1f} GB, {place} has {free / GB:.1f} GB free"
+        allowed = f"a checkpoint takes about {readable(needed)}, {place} has {readable(free)} free"
         raise OptionError("trainer.default_local_dir", folder, allowed)
     keeps = config.trainer.max_actor_ckpt_to_keep
     if free < needed * ((keeps or 1) + 1):
         logger.warning(
-            "trainer.default_local_dir: a checkpoint takes about %.1f GB, %s has %.1f GB free, and "
+            "trainer.default_local_dir: a checkpoint takes about %s, %s has %s free, and "
             "trainer.max_actor_ckpt_to_keep=%s; one more is written before the oldest goes",
-            needed / GB,
+            readable(needed),
             place,
-            free / GB,
+            readable(free),
             keeps,
         )

@@ -1,7 +1,6 @@
 """The trainers `maskgrpo_sync` and `maskgrpo_colocate_async`: verl's own with μ updates per batch of rollouts."""
 
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.trainer.accounted import AccountedTrainer
 from maskgrpo_plugin.trainer.checkpoints import (
+    REFERENCE,
     STEP,
     explained,
     prune_references,
@@ -237,10 +237,13 @@ class MaskGRPOStages(AccountedTrainer):
         """
         root = Path(self.config.trainer.default_local_dir).absolute()
         advice = "what is there of it is torn; make room and start the run again, which resumes from the one before it"
-        with explained("could not be written", root / f"{STEP}{self.global_steps}", advice):
+        folder = root / f"{STEP}{self.global_steps}"
+        with explained("could not be written", folder, advice):
             if self._keeps_reference():
-                self.actor_rollout_wg.save_reference(self._reference_folder())
+                self.actor_rollout_wg.save_reference(str(folder / REFERENCE))
             super()._save_checkpoint()
+        if most := self.config.trainer.max_actor_ckpt_to_keep:
+            self.actor_rollout_wg.drop_old_checkpoints(most)
         prune_references(root)
 
     def _load_checkpoint(self) -> None:
@@ -259,22 +262,20 @@ class MaskGRPOStages(AccountedTrainer):
             super()._load_checkpoint()
             if self.global_steps == 0 or not self._keeps_reference():
                 return
-            if Path(self._reference_folder()).is_dir():
-                self.actor_rollout_wg.load_reference(self._reference_folder())
+            loaded = folder if trainer.resume_mode == "resume_path" else root / f"{STEP}{self.global_steps}"
+            reference = loaded.absolute() / REFERENCE
+            if reference.is_dir():
+                self.actor_rollout_wg.load_reference(str(reference))
             else:
                 logger.warning(
                     "%s does not exist: algorithm.estimation.reference_sync_steps was not set when the checkpoint was "
                     "written, and the reference is the model that the run began with",
-                    self._reference_folder(),
+                    reference,
                 )
 
     def _keeps_reference(self) -> bool:
         synced = self.estimation is not None and self.estimation.reference_sync_steps > 0
         return synced and self.use_reference_policy and not self.ref_in_actor
-
-    def _reference_folder(self) -> str:
-        root = os.path.abspath(self.config.trainer.default_local_dir)
-        return os.path.join(root, f"global_step_{self.global_steps}", "reference")
 
 
 def jagged_field(name: str, extra_fields: Iterable[Mapping[str, Any]], lengths: Sequence[int]) -> torch.Tensor:

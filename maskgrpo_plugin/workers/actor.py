@@ -92,6 +92,24 @@ class MaskGRPOWorker(ActorRolloutRefWorker):
                 target.copy_(_local(source).to(target.device, target.dtype))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, global_step: int = 0, max_ckpt_to_keep: int | None = None
+    ) -> None:
+        """verl's, but the checkpoint before it stays until `drop_old_checkpoints`: a run that is killed before the new
+        one has its data loader and is named by the folder resumes from the old one.
+        """
+        most = max_ckpt_to_keep and max(max_ckpt_to_keep, 2)
+        super().save_checkpoint(local_path, hdfs_path, global_step, most)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def drop_old_checkpoints(self, most: int) -> None:
+        """Remove this run's checkpoints of the actor but the last `most`, which are wholly written by now."""
+        manager = self.actor.engine.checkpoint_manager
+        if manager.rank == 0:
+            manager.remove_previous_save_local_path(manager.previous_saved_paths[:-most])
+            del manager.previous_saved_paths[:-most]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def score(self, canvases: Canvases) -> list[float]:
         """Log-probabilities by the actor, the same on every rank; see `score_canvases`."""
         engine = self.actor.engine

@@ -9,6 +9,7 @@ from maskgrpo_plugin.trainer.checkpoints import (
     CheckpointError,
     explained,
     prune_references,
+    readable,
     repair_pointer,
     whole_checkpoints,
 )
@@ -27,6 +28,18 @@ def root(tmp_path):
 
 def test_only_checkpoints_that_were_written_to_their_end_are_whole(root):
     assert whole_checkpoints(root) == [2, 4, 10]
+
+
+def test_a_checkpoint_whose_actor_was_removed_is_not_whole(root):
+    (root / "global_step_4" / "actor").rmdir()
+    assert whole_checkpoints(root) == [2, 10]
+
+
+def test_a_pointer_to_a_checkpoint_whose_actor_was_removed_is_mended(root):
+    (root / "global_step_4" / "actor").rmdir()
+    (root / POINTER).write_text("4")
+    repair_pointer(root)
+    assert (root / POINTER).read_text() == "10"
 
 
 @pytest.mark.parametrize("said", ["", "1x", "14"])
@@ -61,8 +74,16 @@ def test_a_failed_write_names_the_folder_the_space_and_the_cause(root):
         raise RuntimeError("stack of a worker\n[enforce fail] unexpected pos 770304 vs 770192")
     message = str(raised.value)
     assert message.startswith(f"the checkpoint {root}/global_step_14 could not be written (")
-    assert "GiB free of" in message and "make room" in message
+    assert "B free of " in message and "make room" in message
     assert message.endswith("RuntimeError: [enforce fail] unexpected pos 770304 vs 770192")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (312128, "312 kB"), (999_600, "1 MB"), (16.1e9, "16.1 GB")],
+)
+def test_sizes_are_said_in_the_unit_that_tells_them(count, text):
+    assert readable(count) == text
 
 
 def test_references_go_with_their_actors(root):

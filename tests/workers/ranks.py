@@ -133,6 +133,22 @@ def one_step(folder, overrides, batch, **job):
     return {"old": old.to_padded_tensor(0.0), "metrics": metrics, "weights": weights}
 
 
+def saved_checkpoints(folder, overrides, batch, *, root, most, **job):
+    """Checkpoints of the steps 1 to 3 as the trainer has them saved, with at most `most` kept.
+
+    Returns:
+        For each step the steps that `root` has an actor of, after the actor is saved and after old ones are dropped.
+    """
+    worker = start_worker(compose_config(folder, *overrides, **job), "actor")
+    there = []
+    for step in (1, 2, 3):
+        worker.save_checkpoint(f"{root}/global_step_{step}/actor", None, step, most)
+        saved = sorted(int(path.parent.name[12:]) for path in Path(root).glob("global_step_*/actor"))
+        worker.drop_old_checkpoints(most)
+        there.append((saved, sorted(int(path.parent.name[12:]) for path in Path(root).glob("global_step_*/actor"))))
+    return there
+
+
 class InProcess:
     """Stands for the Ray handle of a server that lives in this process; `arrived` logs (name, bytes) of each sync."""
 
