@@ -48,7 +48,7 @@ class Recipe:
     mlp_hidden_size: int = 384
     init_std: float = 0.08
     embedding_std: float = 1.0  # a token's own vector must outweigh the first blocks' output, or learning stalls
-    train_rows: int = 32_000
+    train_rows: int = 16_000
     validation_rows: int = 256  # held-out sums without a carry
     forgotten_carries: float = 0.6  # share of the sums with a carry that leave it out
 

@@ -13,7 +13,8 @@ export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
 [ -f "$run/sft/train.parquet" ] || "$python" examples/quickstart/make_model.py --output-dir "$run" --seed "$seed"
 model=model sft=sft_quickstart
 if [ "$config" = quickstart_ar ]; then model=model_ar sft=sft_quickstart_ar; fi
-[ -f "$run/$model/config.json" ] || VERL_FILE_LOGGER_PATH=$run/$sft.jsonl "$python" -m maskgrpo_plugin.sft \
+# one thread: more make so small a model slower
+[ -f "$run/$model/config.json" ] || OMP_NUM_THREADS=1 VERL_FILE_LOGGER_PATH=$run/$sft.jsonl "$python" -m maskgrpo_plugin.sft \
   --config-dir configs --config-name "$sft" quickstart_dir="$run" quickstart_seed="$seed"
 "$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$run" \
   quickstart_seed="$seed" "$@"
