@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class SamplerBatch:
     tokens: Tensor
     attention_mask: Tensor | None
     generators: list[torch.Generator]
-    uncond: dict[str, Tensor] = field(default_factory=dict)
+    uncond: dict[str, Any] = field(default_factory=dict)
 
 
 def pad_prompts(
@@ -70,7 +71,7 @@ def sampler_batch(
     tokens, mask = pad_prompts(prompts, padding, device, longest_uncond)
     masks = (mask_token_id,) * response_length
     canvas = torch.tensor([each.canvas_ids if each else masks for each in canvases], device=device)
-    uncond: dict[str, Tensor] = {}
+    uncond: dict[str, Any] = {}
     if all(each is not None and each.is_image for each in canvases):
         ids, seen = pad_left([each.uncond_ids for each in canvases if each], tokens.shape[1], padding)
         uncond = {"uncond_input_ids": ids.to(device), "uncond_attention_mask": seen.to(device)}
