@@ -18,7 +18,7 @@ class CommandParser(argparse.ArgumentParser):
         """Parse; an unknown option is refused with the nearest that there is."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(self._unknown(unknown[0].split("=")[0]))
+            self.error(self._unknown(unknown[0]))
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -28,6 +28,7 @@ class CommandParser(argparse.ArgumentParser):
     def _unknown(self, given: str) -> str:
         if not given.startswith("-"):
             return f"{given!r} belongs to no option"
+        given = given.split("=")[0]
         similar = nearest(given.replace("_", "-"), re.findall(r"--[\w-]+", self.format_usage()))
         return f"there is no option {given}" + (f"; {similar} is the nearest" if similar else "; see --help")
 

@@ -171,12 +171,15 @@ class Writer:
 
         Yields:
             the completions of a batch.
+
+        Raises:
+            OptionError: weights that cannot be loaded, or an option that does not go with the model.
         """
         for first in range(0, len(jobs), self.batch_size):
             batch = jobs[first : first + self.batch_size]
-            with torch.inference_mode():
-                yield self._left_to_right(batch) if self.sampler is None else self._denoise(batch, self.sampler, watch)
+            yield self._left_to_right(batch) if self.sampler is None else self._denoise(batch, self.sampler, watch)
 
+    @torch.inference_mode()
     def _denoise(self, jobs: Sequence[Job], sampler: Sampler, watch: Watch) -> list[Completion]:
         checkpoint = self.checkpoint
         batch = sampler_batch(
@@ -188,15 +191,18 @@ class Writer:
             padding=checkpoint.padding,
             device=checkpoint.device,
         )
-        output = sampler.generate(
-            checkpoint.model,
-            batch.tokens,
-            batch.attention_mask,
-            mask_token_id=checkpoint.mask_token_id,
-            generator=batch.generators,
-            on_step=watch(jobs, batch),
-            **batch.uncond,
-        )
+        try:
+            output = sampler.generate(
+                checkpoint.model,
+                batch.tokens,
+                batch.attention_mask,
+                mask_token_id=checkpoint.mask_token_id,
+                generator=batch.generators,
+                on_step=watch(jobs, batch),
+                **batch.uncond,
+            )
+        except OptionError as error:  # what it sees with the model alone
+            raise OptionError(f"--{error.key.replace('_', '-')}", error.value, error.allowed) from error
         responses = output.sequences[:, -len(jobs[0].request.response_mask) :]
         made = zip(jobs, responses.tolist(), output.row_model_calls.tolist(), strict=True)
         if not jobs[0].is_image:
@@ -206,6 +212,7 @@ class Writer:
         done = [Completion(job, ids, calls, None, tokens.shape[1]) for job, ids, calls in made]
         return [replace(each, image=image) for each, image in zip(done, images, strict=True)]
 
+    @torch.inference_mode()
     def _left_to_right(self, jobs: Sequence[Job]) -> list[Completion]:
         checkpoint = self.checkpoint
         prompts, mask = pad_prompts([job.request.prompt_ids for job in jobs], checkpoint.padding, checkpoint.device)

@@ -12,7 +12,7 @@ from typing import TextIO
 ESCAPE = "\x1b["
 STYLES = {"plain": "", "new": f"{ESCAPE}1;32m", "hidden": f"{ESCAPE}2m", "note": f"{ESCAPE}2m"}
 _RESET = f"{ESCAPE}0m"
-_TAB = 4
+_TAB = "    "
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Piece:
 
 def visible(text: str) -> str:
     """Text without what would steer a terminal: control characters but the line feed become `\\x1b` and the like, and
-    so do those that turn the direction of writing around; tabs become spaces.
+    so do those that turn the direction of writing around; a tab is four spaces.
     """
-    return "".join(_visible(character) for character in text.expandtabs(_TAB))
+    return "".join(_visible(character) for character in text.replace("\t", _TAB))
 
 
 def width(text: str) -> int:
@@ -100,8 +100,9 @@ class Screen:
 
     def clear(self) -> None:
         """Take the lines away."""
-        self.stream.write(self._start())
-        self.stream.flush()
+        if self._drawn:
+            self.stream.write(self._start())
+            self.stream.flush()
         self._drawn, self._due = 0, float("-inf")
 
     def _start(self) -> str:
