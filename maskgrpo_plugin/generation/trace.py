@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,8 +19,6 @@ from maskgrpo_plugin.files import written_whole
 from maskgrpo_plugin.generation.checkpoint import Checkpoint
 from maskgrpo_plugin.generation.completions import Completion
 from maskgrpo_plugin.generation.recording import Frame, canvas_after, evenly, token_pieces
-
-PLACE_OF_DATA = "@DATA@"
 
 
 @dataclass
@@ -139,12 +138,16 @@ def fill_hidden(tokens: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor
 
 def page(data: dict[str, Any]) -> str:
     """The page with its data, as JSON in which nothing can end the element that holds it."""
-    template = files("maskgrpo_plugin.generation").joinpath("trace.html").read_text(encoding="utf-8")
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    before, after = template.split(PLACE_OF_DATA)
-    return before + text + after
+    parts = {"@STYLE@": _part("trace.css"), "@SCRIPT@": _part("trace.js"), "@DATA@": text}
+    # all at once: a part may hold the name of another
+    return re.sub("|".join(parts), lambda found: parts[found[0]], _part("trace.html"))
+
+
+def _part(name: str) -> str:
+    return files("maskgrpo_plugin.generation").joinpath(name).read_text(encoding="utf-8")
 
 
 def png(image: np.ndarray) -> str:

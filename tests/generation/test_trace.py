@@ -14,7 +14,7 @@ from PIL import Image
 from maskgrpo_plugin.generate import main
 from maskgrpo_plugin.generation.trace import fill_hidden, page
 
-HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp; \u2028\u2029 ]]> \\u003c \x00\x1b @DATA@ é 漢 \U0001f9ea"
+HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp; \u2028\u2029 ]]> \\u003c \x00\x1b @DATA@ @STYLE@ é 漢"
 
 
 class Elements(HTMLParser):
