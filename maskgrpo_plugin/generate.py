@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint, temporary_merged_dir
 from maskgrpo_plugin.evaluation.options import image_settings
 from maskgrpo_plugin.generation.options import (
@@ -58,9 +58,6 @@ def generate(options: argparse.Namespace) -> None:
         check_folder("--output-dir", options.output_dir)
     if options.trace is not None:
         check_page("--trace", options.trace)
-    merged_dir = options.merged_dir or temporary_merged_dir(options.model)
-    path = resolve_checkpoint(options.model, merged_dir, options.base_model)
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # verl's, on engines that nobody asked for
         import verl  # noqa: F401  (loads the plugin into its registries)
@@ -69,14 +66,25 @@ def generate(options: argparse.Namespace) -> None:
     from maskgrpo_plugin.generation.checkpoint import Checkpoint
     from maskgrpo_plugin.generation.session import Session
 
-    image = image_settings(options)
-    checkpoint = Checkpoint(path, device=options.device, dtype=options.dtype, image=image)
+    path = _resolve(options)
+    checkpoint = Checkpoint(path, device=options.device, dtype=options.dtype, image=image_settings(options))
     _check_use(options, questions, checkpoint)
     session = Session(options, checkpoint, *build_sampler(options, checkpoint))
     if chat:
         session.chat()
     else:
         session.run(questions)
+
+
+def _resolve(options: argparse.Namespace) -> str:
+    """The folder or name of the checkpoint, merged where it must be."""
+    try:
+        merged_dir = options.merged_dir or temporary_merged_dir(options.model)
+        return resolve_checkpoint(options.model, merged_dir, options.base_model)
+    except OptionError:
+        raise
+    except Exception as error:  # the libraries that read checkpoints raise errors of many kinds
+        raise OptionError("--model", options.model, first_line(error)) from error
 
 
 def build_sampler(options: argparse.Namespace, checkpoint: "Checkpoint") -> "tuple[Sampler | None, str, int | None]":

@@ -37,7 +37,9 @@ class LiveView:
         self.screen, self.jobs = screen, jobs
         self.mask_token_id, self.stop_token_ids = mask_token_id, frozenset(stop_token_ids)
         self.length = len(jobs[0].request.response_mask)
-        self._before: list[list[int]] = [[mask_token_id] * self.length for _ in jobs]
+        masks = [mask_token_id] * self.length
+        canvases = [job.request.canvas for job in jobs]
+        self._before = [list(canvas.canvas_ids) if canvas else masks for canvas in canvases]
 
         @lru_cache(maxsize=4096)
         def pieces(ids: tuple[int, ...]) -> list[str]:

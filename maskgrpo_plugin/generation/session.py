@@ -41,7 +41,7 @@ class Session:
         sampler_name: str,
         length: int | None,
     ):
-        self.options, self.checkpoint, self.is_image = options, checkpoint, length is None
+        self.options, self.checkpoint = options, checkpoint
         self.planner = Planner(checkpoint, length, options.samples, options.seed)
         self.writer = Writer(checkpoint, sampler, options.temperature, length or 1, options.batch_size)
         self.folder = ImageFolder(options.output_dir) if length is None else None

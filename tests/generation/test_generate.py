@@ -123,6 +123,8 @@ def test_a_verl_checkpoint_is_merged_first(tiny_run, tmp_path, capsys):
     options = [*DRAWN, "--prompt", SUMS[0]]
     merged = ["--model", tmp_path / "checkpoints", "--merged-dir", tmp_path / "merged"]
     assert run(capsys, *merged, *options) == run(capsys, *of_model(tiny_run), *options)
+    (actor / "model_world_size_1_rank_0.pt").write_bytes(b"torn")
+    assert "--model=" in refused(capsys, *merged[:2], "--merged-dir", tmp_path / "other", *options)
 
 
 def test_several_texts_have_headings(tiny_run, tmp_path, capsys):
