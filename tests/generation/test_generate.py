@@ -241,6 +241,37 @@ def test_the_middle_of_a_picture_is_seen(tiny_digits, tmp_path, capsys):
     assert (read_picture(tmp_path / "clear.png", 10) == 255).all()
 
 
+# ---- a chat
+
+
+def chat(monkeypatch, capsys, lines, *options):
+    """Run the command as in a terminal in which these lines are typed; returns what it writes to stdout."""
+    left = iter(lines)
+    monkeypatch.setattr("maskgrpo_plugin.generate.is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(left))
+    assert main([*map(str, options)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_chat_goes_on_by_the_chat_template(tiny_run, monkeypatch, capsys):
+    # the quickstart's template puts the turns behind each other, so that a conversation is also one long prompt
+    options = [*of_model(tiny_run), *SHORT, "--early-stop", "false"]
+    first, second, third = chat(monkeypatch, capsys, [SUMS[0], SUMS[1], "/reset", SUMS[1], "/quit"], *options)
+    for prompt, answer in ((SUMS[0], first), (SUMS[0] + first + SUMS[1], second), (SUMS[1], third)):
+        (row,) = run(capsys, *options, "--prompt", prompt)
+        assert row["text"] == answer
+
+
+def test_a_chat_about_images_numbers_them_on(tiny_digits, tmp_path, monkeypatch, capsys):
+    options = [*of_images(tiny_digits), "--to", "image", "--steps", 2, "--samples", 2, "--temperature", 1]
+    options += ["--output-dir", tmp_path]
+    run(capsys, *options, "--prompt", "a handwritten one")
+    lines = chat(monkeypatch, capsys, ["a handwritten two", "a handwritten six", "/quit"], *options)
+    names = [f"{row:05d}-{part}.png" for row in (1, 2) for part in ("00", "01", "grid")]
+    assert lines == [str(tmp_path / name) for name in names]
+    assert len(list(tmp_path.iterdir())) == 9
+
+
 # ---- refusals
 
 
