@@ -74,7 +74,8 @@ function layOutText(entry) {
   at("tail").replaceChildren();
   const after = document.createElement("div");
   after.className = "soft";
-  after.textContent = "after the end";
+  const undone = entry.pieces.some((_, place) => place > entry.end && !touched.has(place));
+  after.textContent = undone ? "after the end; dashed: not decoded" : "after the end";
   at("tail").append(after);
   const tokens = entry.pieces.map((piece, place) => {
     const element = document.createElement("span");
