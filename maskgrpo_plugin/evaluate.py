@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from maskgrpo_plugin.data import prepare
 from maskgrpo_plugin.data.records import DataError
 from maskgrpo_plugin.data.templates import DEFAULT_STYLE
-from maskgrpo_plugin.diffusion.samplers import SAMPLERS, get_sampler, option_names
+from maskgrpo_plugin.diffusion.samplers import option_names
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
 from maskgrpo_plugin.evaluation.image_files import check_layout, write_dpg_squares
-from maskgrpo_plugin.evaluation.options import SAMPLER_KEY, check_sampler, image_settings, make_parser, sampler_settings
+from maskgrpo_plugin.evaluation.options import image_settings, make_parser
 from maskgrpo_plugin.evaluation.report import table
 from maskgrpo_plugin.evaluation.statistics import summarise
+from maskgrpo_plugin.sampler_arguments import SAMPLER_KEY, check_modality, check_sampler, sampler_settings
 
 if TYPE_CHECKING:  # imports of verl, left to where they are needed, so that --help is quick
     from verl.workers.config import HFModelConfig
@@ -203,10 +204,7 @@ def _check(options: argparse.Namespace, images: bool) -> tuple[int, ...]:
     Raises:
         OptionError: options that cannot work together.
     """
-    modality = "t2i" if images else "text"
-    if options.sampler in SAMPLERS and modality not in get_sampler(options.sampler).modalities:
-        names = [name for name, sampler in SAMPLERS.items() if modality in sampler.modalities]
-        raise OptionError("--sampler", options.sampler, f"allowed for such data: {', '.join(names)}")
+    check_modality(options.sampler, images=images)
     if not images and options.scorers:
         raise OptionError("--scorers", options.scorers, "they are for images, and the data asks for texts")
     if images and options.answer_prefix:

@@ -7,7 +7,6 @@ with the model registered; all arguments are those of `lm_eval`.
 import asyncio
 import atexit
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from maskgrpo_plugin.config import DiffusionRolloutConfig, SamplerSettings
 from maskgrpo_plugin.diffusion.monte_carlo import conditional_log_likelihood
 from maskgrpo_plugin.diffusion.samplers import build_sampler, option_names
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.evaluation.checkpoints import fingerprint, resolve_checkpoint
+from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint, temporary_merged_dir
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config, rollout_config
-from maskgrpo_plugin.files import private_temporary_folder
 from maskgrpo_plugin.models.special_tokens import answer_length
 from maskgrpo_plugin.workers.rollout.requests import request_seed
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
@@ -91,8 +89,7 @@ class MaskGRPOLM(TemplateLM):
                 raise OptionError(f"--model_args {name}", value, "no such argument; see maskgrpo_plugin.lm_eval_model")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise OptionError("--batch_size", batch_size, "allowed: whole numbers from 1")
-        name = f"maskgrpo_merged_{zlib.crc32(fingerprint(pretrained).encode()):08x}"
-        target = Path(merged_dir) if merged_dir else private_temporary_folder() / name
+        target = Path(merged_dir) if merged_dir else temporary_merged_dir(pretrained)
         path = resolve_checkpoint(pretrained, target, base_model)
         if not is_diffusion(path):
             raise OptionError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.files import written_whole
+from maskgrpo_plugin.files import private_temporary_folder, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,11 @@ def resolve_checkpoint(model: str, merged_dir: Path, base_model: str | None = No
         )
     mark = {"source": fingerprint(model), "base": fingerprint(base_model) if base_model else None}
     return str(_merged(actor or folder, actor is not None, merged_dir, base_model, mark))
+
+
+def temporary_merged_dir(model: str) -> Path:
+    """A folder for the merged model of a checkpoint, the same one in every call, in the user's own temporary folder."""
+    return private_temporary_folder() / f"maskgrpo_merged_{zlib.crc32(fingerprint(model).encode()):08x}"
 
 
 def fingerprint(model: str) -> str:

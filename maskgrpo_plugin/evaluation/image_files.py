@@ -8,25 +8,27 @@ of side R in a square: the first two above, the others below.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.evaluation.problems import Problem
 from maskgrpo_plugin.files import written_whole
+
+if TYPE_CHECKING:  # imports verl, and the command's options need the layouts' names alone
+    from maskgrpo_plugin.evaluation.problems import Problem
 
 LAYOUTS = ("prompts", "geneval", "dpg_bench")
 DPG_SAMPLES = 4
 
 
-def metadata_of(problem: Problem) -> dict[str, Any]:
+def metadata_of(problem: "Problem") -> dict[str, Any]:
     """The prompt and what its file held besides."""
     held = problem.extra_info.get("metadata") or {}
     return {**(json.loads(held) if isinstance(held, str) else held), "prompt": problem.text}
 
 
-def check_layout(layout: str, problems: Iterable[Problem], samples: int) -> None:
+def check_layout(layout: str, problems: "Iterable[Problem]", samples: int) -> None:
     """Check that the data holds what a layout needs.
 
     Raises:
@@ -43,12 +45,12 @@ def check_layout(layout: str, problems: Iterable[Problem], samples: int) -> None
         raise OptionError("--samples", samples, f"the layout dpg_bench puts {DPG_SAMPLES} images in a square")
 
 
-def image_path(problem: Problem, sample: int) -> Path:
+def image_path(problem: "Problem", sample: int) -> Path:
     """Where an image lies within the evaluation's folder."""
     return _folder(problem) / "samples" / f"{sample:05d}.png"
 
 
-def write_image(folder: Path, problem: Problem, sample: int, image: np.ndarray) -> str:
+def write_image(folder: Path, problem: "Problem", sample: int, image: np.ndarray) -> str:
     """Write an image (H, W, 3) uint8 and its prompt's metadata, whole or not at all.
 
     Returns:
@@ -65,7 +67,7 @@ def write_image(folder: Path, problem: Problem, sample: int, image: np.ndarray) 
     return str(place)
 
 
-def write_dpg_squares(folder: Path, problems: Iterable[Problem]) -> Path:
+def write_dpg_squares(folder: Path, problems: "Iterable[Problem]") -> Path:
     """Put the four images of each prompt into one, `dpg_bench/<item_id>.png`; returns their folder.
 
     Raises:
@@ -85,5 +87,5 @@ def write_dpg_squares(folder: Path, problems: Iterable[Problem]) -> Path:
     return target
 
 
-def _folder(problem: Problem) -> Path:
+def _folder(problem: "Problem") -> Path:
     return Path("images") / problem.data_source.replace("/", "_") / f"{problem.row:05d}"

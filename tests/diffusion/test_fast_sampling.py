@@ -284,7 +284,7 @@ def test_parallel_decoding_leaves_revealed_tokens_alone(rule, cache):
         ids = torch.randint(0, MASK, (4, 5), generator=torch.Generator().manual_seed(seed))
         seen = []
         output = sampler.generate(
-            model, ids, mask_token_id=MASK, on_step=lambda _, tokens, seen=seen: seen.append(tokens)
+            model, ids, mask_token_id=MASK, on_step=lambda _, tokens, __, seen=seen: seen.append(tokens)
         )
         unequal += output.row_model_calls.unique().numel() > 1
         for before, after in itertools.pairwise(seen):

@@ -401,11 +401,57 @@ def test_a_longer_canvas_shares_the_steps():
 def test_on_step_sees_each_step(name):
     seen = []
     output = build_any(name, temperature=1.0).generate(
-        MixingModel(), prompts(2, 3), mask_token_id=MASK, on_step=lambda step, tokens: seen.append((step, tokens))
+        MixingModel(), prompts(2, 3), mask_token_id=MASK, on_step=lambda *step: seen.append(step)
     )
-    assert [step for step, _ in seen] == list(range(6))
-    for step, tokens in seen:
+    assert [step for step, _, _ in seen] == list(range(6))
+    for step, tokens, probability in seen:
         assert torch.equal(tokens == MASK, output.reveal_step > step)
+        assert torch.equal(probability > 0, output.reveal_step == step)
+
+
+@pytest.mark.parametrize("name", [*ORDERINGS, *IMAGE])
+def test_on_step_tells_the_probability_of_what_is_revealed(name):
+    # the logits are those of the column alone, so that the probabilities are known: the mask token's is shared out
+    logits = torch.randn(15, VOCAB, generator=torch.Generator().manual_seed(3))
+    expected = logits[:, :MASK].softmax(-1)
+    seen = []
+    output = build_any(name, temperature=0.5).generate(
+        FakeModel(logits), prompts(2, 3), mask_token_id=MASK, on_step=lambda *step: seen.append(step)
+    )
+    told = sum(probability for _, _, probability in seen)
+    columns = torch.arange(3, 15)
+    for row in range(2):
+        assert torch.allclose(told[row, 3:], expected[columns, output.sequences[row, 3:]], atol=1e-6)
+    assert (told[:, :3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {"cfg_scale": scale}) for name in (*ORDERINGS, *IMAGE) for scale in (0.0, 1.5)),
+        ("low_confidence", {"parallel": "credit", "threshold": 0.3}),
+        ("low_confidence", {"block_length": 4, "stop_token_ids": (2, 7)}),
+    ],
+)
+def test_on_step_changes_nothing(name, options):
+    sampler, ids = build_any(name, temperature=1.0, **options), prompts(3, 5)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    more = {"uncond_input_ids": torch.zeros_like(ids)} if name in IMAGE else {}
+
+    def sample(on_step):
+        return sampler.generate(
+            MixingModel(), ids, mask, mask_token_id=MASK, generator=generators(range(3)), on_step=on_step, **more
+        )
+
+    def meddle(step, tokens, probability):
+        tokens.fill_(0)
+        probability.fill_(0)
+
+    alone, observed = sample(None), sample(meddle)
+    assert torch.equal(alone.sequences, observed.sequences)
+    assert torch.equal(alone.reveal_step, observed.reveal_step)
+    assert torch.equal(alone.row_model_calls, observed.row_model_calls)
 
 
 # ---- emerge and MaskGIT

@@ -13,7 +13,15 @@ from maskgrpo_plugin.diffusion.samplers.options import number, option, token_ids
 from maskgrpo_plugin.diffusion.shift import logits_in_place
 from maskgrpo_plugin.errors import OptionError
 
-OnStep = Callable[[int, Tensor], None]
+OnStep = Callable[[int, Tensor, Tensor], None]
+"""An observer of sampling: `on_step(step, tokens, probability)`, called after each step. It changes nothing of what is
+sampled, and nothing is computed for it where there is none.
+
+step: number of the step, from 0 over all blocks.
+tokens: (B, L) int64, the tokens so far, a mask where one is hidden; a copy.
+probability: (B, L) float32, of each token that this step revealed, as the sampler's model gave it (after guidance, at
+    temperature 1, over the tokens that may be emitted); 0 elsewhere.
+"""
 
 
 @dataclass
@@ -129,7 +137,7 @@ class Sampler(ABC):
             attention_mask: (B, P), 1 = token, 0 = padding; None where nothing is padded.
             mask_token_id: id of the mask token; never emitted.
             generator: source of the noise: one, or one per row (a row's result then does not depend on its batch).
-            on_step: called after each step with its number and the tokens so far, (B, L) with masks where hidden.
+            on_step: observer, see `OnStep`.
 
         Returns:
             `SamplerOutput`.
@@ -243,6 +251,24 @@ def ban(logits: Tensor, token_ids: Sequence[int], first: int = 0) -> Tensor:
     for column in columns:
         logits[..., column] = float("-inf")
     return logits
+
+
+def token_probability(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Probability of each chosen token under the softmax of its logits; (…, V), (…) -> (…) float32."""
+    return logits.softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).float()
+
+
+def revealed_probability(logits: Tensor, chosen: Tensor, hidden: Tensor, revealed: Tensor) -> Tensor:
+    """The probabilities that an observer is told (`OnStep`), (B, L) float32.
+
+    Args:
+        logits: (N, V) at the N true positions of `hidden`, row by row.
+        chosen: (N,) columns of `logits` that were drawn.
+        hidden: (B, L) bool, masked before the step.
+        revealed: (B, L) bool, the part of them that the step reveals.
+    """
+    everywhere = torch.zeros(hidden.shape, device=logits.device)
+    return everywhere.masked_scatter(hidden, token_probability(logits, chosen)).masked_fill(~revealed, 0)
 
 
 def top_k_per_row(scores: Tensor, counts: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.levels import SCHEDULES, get_schedule
-from maskgrpo_plugin.diffusion.samplers.base import OnStep, Sampler, SamplerOutput, ban, logits_at, make_canvas
+from maskgrpo_plugin.diffusion.samplers.base import (
+    OnStep,
+    Sampler,
+    SamplerOutput,
+    ban,
+    logits_at,
+    make_canvas,
+    revealed_probability,
+)
 from maskgrpo_plugin.diffusion.samplers.noise import (
     Generators,
     check_generators,
@@ -100,7 +108,9 @@ class ScheduledSampler(Sampler):
             tokens[rows] = current
             reveal_step[rows] = reveal_step[rows].masked_fill(revealed, step)
             if on_step is not None:
-                on_step(step, tokens.clone())
+                sure = torch.zeros(tokens.shape, device=tokens.device)
+                sure[rows] = revealed_probability(logits, chosen, positions, revealed)
+                on_step(step, tokens.clone(), sure)
         return SamplerOutput(tokens, reveal_step, calls, row_calls)
 
     def _guided(

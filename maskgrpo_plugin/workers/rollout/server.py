@@ -23,10 +23,11 @@ from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
 from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
 from maskgrpo_plugin.workers.platform import check_local_device
+from maskgrpo_plugin.workers.rollout.batches import SamplerBatch, sampler_batch
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder
 from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate_parameters, serves_adapter
 from maskgrpo_plugin.workers.rollout.request_queue import Batch, BatchKind, Request, RequestQueue
-from maskgrpo_plugin.workers.rollout.requests import CanvasRequest, pad_left
+from maskgrpo_plugin.workers.rollout.requests import CanvasRequest
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
 from maskgrpo_plugin.workers.scoring import Canvases, score_canvases
 
@@ -158,14 +159,6 @@ class RolloutServer:
         ids = output.token_ids
         self.queue.metrics.tokens += min(answer_length(ids, self.stop_token_ids) + 1, len(ids))  # with its end token
         batch.answer(request, output)
-
-    def _inputs(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor | None, list[torch.Generator]]:
-        """Prompts (B, P), padded on the left, their mask where there is padding, and each row's noise."""
-        width = max(max(len(r.prompt_ids), len(r.payload.uncond_ids) if r.payload else 0) for r in requests)
-        input_ids, attention_mask = pad_left([r.prompt_ids for r in requests], width, self.pad_token_id)
-        padded = bool((attention_mask == 0).any())
-        generators = [torch.Generator(self.device).manual_seed(request.seed) for request in requests]
-        return input_ids.to(self.device), attention_mask.to(self.device) if padded else None, generators
 
     def _generate(self, batch: Batch) -> None:
         """Answer every request of the batch."""
@@ -313,8 +306,9 @@ class DiffusionServer(RolloutServer):
         joining = batch.requests
         while joining or decoder.running:
             if joining:
-                tokens, attention_mask, generators = self._canvases(joining)
-                requests.update(zip(decoder.join(tokens, attention_mask, generators), joining, strict=True))
+                laid = self._lay_out(joining)
+                numbers = decoder.join(laid.tokens, laid.attention_mask, laid.generators)
+                requests.update(zip(numbers, joining, strict=True))
             before = decoder.model_calls
             decoder.decode_block()
             self.queue.metrics.model_calls += decoder.model_calls - before
@@ -328,17 +322,16 @@ class DiffusionServer(RolloutServer):
 
     def _generate_whole(self, batch: Batch, sampler: Sampler) -> None:
         """Fill all canvases of the batch together."""
-        tokens, attention_mask, generators = self._canvases(batch.requests)
+        laid = self._lay_out(batch.requests)
         length = batch.kind.canvas_length or self.config.response_length
         is_image = batch.kind.canvas_length > 0
-        uncond: dict[str, Any] = self._unconditional(batch.requests, tokens.shape[1] - length) if is_image else {}
         output = sampler.generate(
             self.model,
-            tokens,
-            attention_mask,
+            laid.tokens,
+            laid.attention_mask,
             mask_token_id=self.family.mask_token_id,
-            generator=generators,
-            **uncond,
+            generator=laid.generators,
+            **laid.uncond,
         )
         calls = output.row_model_calls.tolist()
         self.queue.metrics.model_calls += int(output.model_calls)
@@ -353,20 +346,16 @@ class DiffusionServer(RolloutServer):
         for request, response, field in zip(batch.requests, responses.tolist(), fields, strict=True):
             self._answer(batch, request, TokenOutput(token_ids=response, stop_reason="completed", extra_fields=field))
 
-    def _canvases(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor | None, list[torch.Generator]]:
-        """Prompts and the canvases after them (B, P + R), their mask where there is padding, and each row's noise."""
-        input_ids, attention_mask, generators = self._inputs(requests)
-        masks = (self.family.mask_token_id,) * self.config.response_length
-        rows = [request.payload.canvas_ids if request.payload else masks for request in requests]
-        canvas = torch.tensor(rows, device=self.device)
-        if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, torch.ones_like(canvas)], dim=1)
-        return torch.cat([input_ids, canvas], dim=1), attention_mask, generators
-
-    def _unconditional(self, requests: Sequence[Request], width: int) -> dict[str, Tensor]:
-        """The sampler's arguments of guidance: prompts without their text, (B, width), and their mask."""
-        ids, mask = pad_left([request.payload.uncond_ids for request in requests], width, self.pad_token_id)
-        return {"uncond_input_ids": ids.to(self.device), "uncond_attention_mask": mask.to(self.device)}
+    def _lay_out(self, requests: Sequence[Request]) -> SamplerBatch:
+        return sampler_batch(
+            [request.prompt_ids for request in requests],
+            [request.payload for request in requests],
+            [request.seed for request in requests],
+            response_length=self.config.response_length,
+            mask_token_id=self.family.mask_token_id,
+            padding=self.pad_token_id,
+            device=self.device,
+        )
 
     def _decode_images(self, decoder: ImageDecoder, requests: Sequence[Request], responses: Tensor) -> list[np.ndarray]:
         """Pixels of each response, (H, W, 3) uint8; all canvases of a batch hold their image tokens at one place."""

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskgrpo_plugin.diffusion.samplers.base import DecodedRow, OnStep, SamplerOutput, ban, top_k_per_row
+from maskgrpo_plugin.diffusion.samplers.base import (
+    DecodedRow,
+    OnStep,
+    SamplerOutput,
+    ban,
+    token_probability,
+    top_k_per_row,
+)
 from maskgrpo_plugin.diffusion.samplers.blocks.block import BlockModel, BlockState, Row, reveal_quota
 from maskgrpo_plugin.diffusion.samplers.blocks.options import BlockSampler
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
@@ -26,8 +33,7 @@ class BlockDecoder:
         mask_token_id: id of the mask token; never emitted.
         response_length: R, columns that are decoded; None: the sampler's.
         pad_token_id: fills the columns before a prompt that is shorter than another.
-        on_step: called after each step with its number and the tokens so far, (B, L) with masks where hidden; for rows
-            that joined together.
+        on_step: observer of rows that joined together, see `OnStep`.
 
     Raises:
         OptionError: the fill token is the mask token, or there are more blocks than steps.
@@ -155,7 +161,10 @@ class BlockDecoder:
             self._write(state, columns, chosen, revealed, step)
             state.left = [left - count for left, count in zip(state.left, counts, strict=True)]
             if self.on_step is not None:
-                self.on_step(int(state.first_step[0]) + step, self.tokens.clone())
+                sure = torch.zeros(state.tokens.shape, device=columns.device)
+                sure.scatter_(1, columns, token_probability(logits, chosen).masked_fill(~revealed, 0))
+                everywhere = torch.zeros(self.tokens.shape, device=columns.device).index_copy(0, state.index, sure)
+                self.on_step(int(state.first_step[0]) + step, self.tokens.clone(), everywhere)
         for row in rows:
             row.block += 1
         for row, stopped in zip(rows, self._stopped(places), strict=True):
