@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,8 +153,34 @@ class RowReader:
         return Example(_kept(layout.prompt_ids, layout.prompt_mask), answer, (True,) * len(answer))
 
 
+class Examples(Sequence[Example]):
+    """The examples of a file, each made of its row when it is asked for: tokens as Python numbers take ten times the
+    memory of the rows.
+
+    Args:
+        rows: of the file.
+        reader: makes examples of them.
+        places: of each example: its row, and its number among the row's.
+        max_length: most tokens; of a longer one the answer is cut.
+    """
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], reader: RowReader, places: Sequence[tuple[int, int]], max_length: int
+    ):
+        self.rows, self.reader, self.places, self.max_length = rows, reader, places, max_length
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: Any) -> Any:
+        row, turn = self.places[number]
+        example = self.reader.read(self.rows[row])[turn]
+        room = self.max_length - len(example.prompt_ids)
+        return replace(example, answer_ids=example.answer_ids[:room], learned=example.learned[:room])
+
+
 def read_examples(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     reader: RowReader,
     *,
     key: str,
@@ -162,8 +188,8 @@ def read_examples(
     max_length: int,
     truncation: str = "error",
     bad_rows: str = "error",
-) -> list[Example]:
-    """The examples of a file's rows.
+) -> Examples:
+    """The examples of a file's rows, each of which is read once here to be checked.
 
     Args:
         rows: of the file, in its order.
@@ -177,7 +203,7 @@ def read_examples(
     Raises:
         OptionError: the first row that cannot be used, with its number from 0; or none is left.
     """
-    examples: list[Example] = []
+    places: list[tuple[int, int]] = []
     counts: Counter[str] = Counter()
     for number, row in enumerate(rows):
         try:
@@ -188,12 +214,11 @@ def read_examples(
                 raise OptionError(key, f"{name}, row {number}", allowed) from None
             _count(counts, "cannot be read", f"{name}, row {number}: {error}")
             continue
-        for example in found:
+        for turn, example in enumerate(found):
             if len(example) <= max_length:
-                examples.append(example)
+                places.append((number, turn))
             elif truncation == "right" and not example.is_image and len(example.prompt_ids) < max_length:
-                room = max_length - len(example.prompt_ids)
-                examples.append(replace(example, answer_ids=example.answer_ids[:room], learned=example.learned[:room]))
+                places.append((number, turn))
                 _count(counts, "are cut", f"{name}, row {number}: {len(example)} tokens")
             elif truncation == "error":
                 allowed = f"it has {len(example)} tokens, and data.max_length={max_length}; or set data.truncation"
@@ -202,9 +227,9 @@ def read_examples(
                 _count(counts, "are left out as too long", f"{name}, row {number}: {len(example)} tokens")
     for what, count in counts.items():
         logger.warning("%s: %d %s", name, count, what)
-    if not examples:
+    if not places:
         raise OptionError(key, name, f"no row can be used ({dict(counts) or 'the file has none'})")
-    return examples
+    return Examples(rows, reader, places, max_length)
 
 
 def _count(counts: Counter[str], what: str, line: str) -> None:

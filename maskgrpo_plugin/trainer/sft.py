@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,13 +47,13 @@ class ValidationRow(NamedTuple):
 
     Attributes:
         source: number of the data source.
-        example: what is evaluated.
+        row: number of its validation example.
         key: of its level and masks.
         share: 1 for a row that counts, 0 for one that fills up a rank's share.
     """
 
     source: int
-    example: Example
+    row: int
     key: int
     share: float
 
@@ -136,8 +137,10 @@ class DenoisingTrainer(SFTTrainer):
         """Draw held-out captions, on every rank alike since all take part in the model's forward, and log the sheet."""
         if self.sketcher is None:
             return
-        every = [example for source in self.sources for example in source.validation if example.is_image]
-        chosen = [example for example in every if example.grid == every[0].grid][: self.config.images.count]
+        every = (example for source in self.sources for example in source.validation if example.is_image)
+        first = next(every)
+        alike = (example for example in every if example.grid == first.grid)
+        chosen = [first, *islice(alike, self.config.images.count - 1)]
         with self.engine.eval_mode(), self.engine.autocast():
             images = self.sketcher.draw(self.engine.module, chosen, get_device_name())
         if self.is_logging:
@@ -185,8 +188,8 @@ class DenoisingTrainer(SFTTrainer):
         sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
         size = self.config.data.val_batch_size or self.config.data.train_batch_size
         for batch in _pieces(rows[rank::ranks], max(size // ranks, 1)):
-            examples, keys = [row.example for row in batch], [row.key for row in batch]
-            data, _ = self._batch(examples, keys, [1.0] * len(batch), 0, strata)
+            examples = [self.sources[row.source].validation[row.row] for row in batch]
+            data, _ = self._batch(examples, [row.key for row in batch], [1.0] * len(batch), 0, strata)
             tu.assign_non_tensor(data, compute_loss=False, use_dynamic_bsz=True)
             output = self.training_client.infer_batch(data)
             for row, loss in zip(batch, self.objective.row_losses(output, data).tolist(), strict=True):
@@ -205,12 +208,12 @@ class DenoisingTrainer(SFTTrainer):
 
         The keys of a row's draws lie 1/draws of the range apart, those of the rows of a draw side by side.
         """
-        every = [(n, example) for n, source in enumerate(self.sources) for example in source.validation]
+        every = [(n, row) for n, source in enumerate(self.sources) for row in range(len(source.validation))]
         draws = self.config.data.val_draws if self.objective.model_type == "masked_diffusion" else 1
         rows = [
-            ValidationRow(source, example, draw * len(every) + number, 1.0)
+            ValidationRow(source, row, draw * len(every) + number, 1.0)
             for draw in range(draws)
-            for number, (source, example) in enumerate(every)
+            for number, (source, row) in enumerate(every)
         ]
         filling = -len(rows) % self.engine.get_data_parallel_size()
         return rows + [rows[0]._replace(share=0.0)] * filling, len(every) * draws

@@ -53,6 +53,7 @@ TRAINER = {
     "max_ckpt_to_keep": COUNT_OR_NULL,
 }
 OPTIM = {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "clip_grad": POSITIVE}
+IMAGES = {"count": COUNT, "temperature": NOT_NEGATIVE}
 MODEL_TYPES = ("masked_diffusion", "language_model")
 SCHEDULERS = ("constant", "cosine")
 RESUME_MODES = ("auto", "disable", "resume_path")
@@ -72,7 +73,7 @@ def check_sft(config: DictConfig, ranks: int = 1) -> None:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise OptionError(str(error.full_key), None, first_line(error)) from None
-    for section, table in (("data", DATA), ("trainer", TRAINER), ("optim", OPTIM)):
+    for section, table in (("data", DATA), ("trainer", TRAINER), ("optim", OPTIM), ("images", IMAGES)):
         check_ranges(config, section, table)
     check_choices(config, "data", DATA_CHOICES)
     check_ignored(config, "data", DATA_IGNORED)

@@ -1,11 +1,16 @@
 """The data sources of a supervised run: their files read into examples."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -48,8 +53,8 @@ class Source:
     """
 
     files: SourceFiles
-    train: list[Example]
-    validation: list[Example]
+    train: Sequence[Example]
+    validation: Sequence[Example]
 
     @property
     def name(self) -> str:
@@ -122,12 +127,12 @@ def read_sources(config: DictConfig, hf_config: PretrainedConfig, tokenizer: Pre
         template_kwargs=template,
     )
 
-    def read(names: tuple[str, ...], key: str, most: int) -> list[Example]:
-        found: list[Example] = []
+    def read(names: tuple[str, ...], key: str, most: int) -> Sequence[Example]:
+        found = []
         for name in names:
-            rows = _limited(_rows(key, name), most)
-            found += read_examples(
-                rows,
+            rows = _rows(key, name)
+            examples = read_examples(
+                rows if most < 0 else rows[:most],
                 reader,
                 key=key,
                 name=name,
@@ -135,7 +140,8 @@ def read_sources(config: DictConfig, hf_config: PretrainedConfig, tokenizer: Pre
                 truncation=data.truncation,
                 bad_rows=data.bad_rows,
             )
-        return found
+            found.append(examples)
+        return Chain(found)
 
     return [
         Source(
@@ -165,12 +171,42 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _rows(key: str, name: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file, all of them, one after another."""
-    import json
+class TableRows(Sequence[Mapping[str, Any]]):
+    """The rows of an Arrow table as dicts, each made when it is asked for."""
 
-    import pyarrow.parquet as pq
+    def __init__(self, table: pa.Table):
+        self.table = table
 
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return TableRows(self.table[number])
+        return self.table.slice(number, 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+
+
+class Chain(Sequence[Example]):
+    """Sequences of examples, one after another."""
+
+    def __init__(self, parts: Sequence[Sequence[Example]]):
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, number: Any) -> Any:
+        part = bisect_right(self.ends, number)
+        return self.parts[part][number - (self.ends[part - 1] if part else 0)]
+
+
+def _rows(key: str, name: str) -> Sequence[Mapping[str, Any]]:
+    """The rows of a file."""
     path = Path(os.path.expanduser(name))
     if not path.is_file():
         raise OptionError(key, name, "the file does not exist")
@@ -178,19 +214,9 @@ def _rows(key: str, name: str) -> Iterator[Mapping[str, Any]]:
         raise OptionError(key, name, f"allowed: files that end in {', '.join(SUFFIXES)}")
     try:
         if name.endswith(".parquet"):
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches():
-                    yield from batch.to_pylist()
-        else:
-            text = path.read_text()
-            is_list = text.lstrip().startswith("[")
-            yield from json.loads(text) if is_list else (json.loads(line) for line in text.splitlines() if line.strip())
+            return TableRows(pq.read_table(path))
+        text = path.read_text()
+        is_list = text.lstrip().startswith("[")
+        return json.loads(text) if is_list else [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise OptionError(key, name, f"it cannot be read: {first_line(error)}") from None
-
-
-def _limited(rows: Iterator[Mapping[str, Any]], most: int) -> Iterator[Mapping[str, Any]]:
-    for number, row in enumerate(rows):
-        if 0 <= most <= number:
-            return
-        yield row

@@ -113,6 +113,21 @@ def test_a_long_example_is_refused_cut_or_left_out(tokenizer, caplog):
         read_examples(rows, reader(tokenizer), truncation="right", **(settings | {"max_length": 5}))
 
 
+def test_rows_are_kept_and_examples_made_when_they_are_asked_for(tokenizer):
+    class Counted(list):
+        asked = 0
+
+        def __getitem__(self, number):
+            self.asked += 1
+            return super().__getitem__(number)
+
+    rows = Counted({"messages": TALK} for _ in range(3))
+    found = read_examples(rows, reader(tokenizer), key="data.train_files", name="a.parquet", max_length=20)
+    assert len(found) == 6 and rows.asked == 0
+    assert found[3] == reader(tokenizer).read(rows[1])[1] and rows.asked == 2
+    assert list(found) == [example for row in list(rows) for example in reader(tokenizer).read(row)]
+
+
 @pytest.fixture
 def images(tiny_digits):
     folder = tiny_digits / "model"
