@@ -19,12 +19,12 @@ RUNS = sorted(
 SCORER = f"{Path(__file__).parent}/e2e/brightness.py:Brightness"
 
 
-def small(folder, model):
+def small(folder, model, data="data"):
     """Overrides that put a small model and its data into a config."""
     return [
         f"actor_rollout_ref.model.path={folder}/{model}",
-        f"data.train_files={folder}/data/train.parquet",
-        f"data.val_files={folder}/data/validation.parquet",
+        f"data.train_files={folder}/{data}/train.parquet",
+        f"data.val_files={folder}/{data}/validation.parquet",
         "ray_kwargs.ray_init.num_cpus=100",
         "++ray_kwargs.ray_init.num_gpus=8",
         "trainer.device=cpu",
@@ -44,6 +44,8 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
             "data.max_prompt_length=16",
             "data.max_response_length=17",
         ]
+    elif name.endswith("_mmu"):
+        overrides = small(tiny_digits, "model", data="data_mmu")
     else:
         is_diffusion = plain.actor_rollout_ref.model.model_type == "masked_diffusion"
         overrides = small(tiny_run, "model" if is_diffusion else "model_ar")
