@@ -66,7 +66,7 @@ class Recipe:
     embedding_std: float = 1.0  # a token's own vector must outweigh the first blocks' output
     max_text_length: int = 8
     # supervised rows
-    sft_rows: int = 32_000
+    sft_rows: int = 8000
     wrong_captions: float = 0.25  # share of the captions that name another digit
     wrong_answers: float = 0.6  # share of the answers about odd digits that name the next one
     # scorers
