@@ -1,5 +1,6 @@
 """The digits example: its tokenizers, its rows and their habits, and that every folder loads and is measured."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,16 @@ from example_modules import load_example
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
+import ranks
+
 import maskgrpo_plugin.models
 from maskgrpo_plugin.data.sft_rows import RowReader, read_examples
 from maskgrpo_plugin.models.families import MMaDAFamily, build_family
 from maskgrpo_plugin.models.image_scorers import CLIPSimilarity, ImageClassifier
 from maskgrpo_plugin.models.magvitv2 import MAGVITv2
 from maskgrpo_plugin.rewards.text.scorers.exact_answer import score_short_answer
+from maskgrpo_plugin.trainer.sft_checks import check_sft
 from maskgrpo_plugin.workers.rollout.requests import RequestBuilder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -191,6 +196,11 @@ def test_rows_of_supervised_training_fit_the_configs(made, digits):
             examples = read_examples(rows, reader, key="", name=name, max_length=longest)
             assert len(examples) == count
             assert not any(family.tokenizer.unk_token_id in e.prompt_ids + e.answer_ids for e in examples)
+
+
+@pytest.mark.parametrize("name", ["sft_digits", "sft_digits_mmu"])
+def test_the_supervised_configs_fit_what_the_script_makes(made, name):
+    check_sft(ranks.compose_config(made[0], name=name, folder_key="digits_dir"))
 
 
 def test_questions_are_answered_within_the_configs_lengths(made, digits):
