@@ -75,7 +75,7 @@ def tiny_run(tmp_path_factory, make_model):
 
 @pytest.fixture(scope="session")
 def tiny_digits(tmp_path_factory, make_digits):
-    """A folder as the digits example's: `model` (MMaDA) and `vq` (MAGVIT-v2) with random weights, and `data`."""
+    """A folder as the digits example's: `model` (MMaDA) and `vq` (MAGVIT-v2), random weights, `data`, `data_mmu`."""
     from maskgrpo_plugin.data.rows import write_parquet
     from maskgrpo_plugin.models.magvitv2 import MAGVITv2, MAGVITv2Config
 
@@ -100,4 +100,7 @@ def tiny_digits(tmp_path_factory, make_digits):
     tokenizer.save_pretrained(folder / "model")
     for split, rows in (("train", 40), ("validation", 10)):
         write_parquet(digits.digit_rows(rows, split), folder / "data" / f"{split}.parquet")
+        codes = torch.randint(64, (rows, 16), generator=torch.Generator().manual_seed(rows))
+        questions = digits.question_rows(codes, torch.arange(rows) % 10, split)
+        write_parquet(questions, folder / "data_mmu" / f"{split}.parquet")
     return folder

@@ -19,12 +19,12 @@ RUNS = sorted(
 SCORER = f"{Path(__file__).parent}/e2e/brightness.py:Brightness"
 
 
-def small(folder, model):
+def small(folder, model, data="data"):
     """Overrides that put a small model and its data into a config."""
     return [
         f"actor_rollout_ref.model.path={folder}/{model}",
-        f"data.train_files={folder}/data/train.parquet",
-        f"data.val_files={folder}/data/validation.parquet",
+        f"data.train_files={folder}/{data}/train.parquet",
+        f"data.val_files={folder}/{data}/validation.parquet",
         "ray_kwargs.ray_init.num_cpus=100",
         "++ray_kwargs.ray_init.num_gpus=8",
         "trainer.device=cpu",
@@ -47,14 +47,16 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
     else:
         is_diffusion = plain.actor_rollout_ref.model.model_type == "masked_diffusion"
         overrides = small(tiny_run, "model" if is_diffusion else "model_ar")
-        if name.startswith("llada_8b"):
+        if name.endswith("_mmu"):
+            overrides = small(tiny_digits, "model", data="data_mmu")
+        if "_8b_" in name:
             length = plain.data.max_response_length // 4
             steps = plain.actor_rollout_ref.rollout.sampler.options.steps // 4
-            overrides += ["data.max_prompt_length=64", f"data.max_response_length={length}"]
+            overrides += ["data.max_prompt_length=32", f"data.max_response_length={length}"]
             overrides += [f"actor_rollout_ref.rollout.sampler.options.steps={steps}"]
     config = ranks.compose_config("", *overrides, name=name, folder_key=None)
     assert preflight(config)
-    if name.startswith("llada_8b"):
+    if name.startswith("llada_8b") or name == "mmada_8b_mmu":
         assert config.algorithm.estimation.mu == 12 and config.actor_rollout_ref.rollout.n == 6
 
 

@@ -153,10 +153,11 @@ def test_an_image_is_learned_after_its_caption_and_what_closes_it_is_not(images)
 def test_a_conversation_about_an_image_is_laid_out_as_in_a_rollout(images):
     rows, columns = images.default_grid()
     codes = [1] * (rows * columns)
-    talk = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    talk = [{"role": "user", "content": "which digit is this"}, {"role": "assistant", "content": "seven"}]
     (found,) = reader(images.tokenizer, family=images).read({"messages": talk, "image_codes": codes})
     assert found.prompt_ids == images.understanding(codes, talk[:1], 1).prompt_ids
-    assert not found.is_image and found.answer_ids[-1] == images.tokenizer.eos_token_id
+    answer = (images.tokenizer.convert_tokens_to_ids("seven"), images.tokenizer.eos_token_id)
+    assert not found.is_image and found.answer_ids == answer
 
 
 @pytest.mark.parametrize(
