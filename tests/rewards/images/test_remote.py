@@ -1,6 +1,7 @@
 """Remote scorers against real servers on loopback: the protocol, time-outs, retries, and answers that are refused."""
 
 import asyncio
+import contextlib
 import http.server
 import io
 import json
@@ -42,12 +43,12 @@ class Server:
                     outer.running += 1
                     outer.most = max(outer.most, outer.running)
                 try:
-                    self.send(*outer.reply(self.path, self.headers, body))
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
+                    answer = outer.reply(self.path, self.headers, body)
                 finally:
-                    with outer.lock:
+                    with outer.lock:  # before the client has its answer, and asks again
                         outer.running -= 1
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.send(*answer)
 
             def send(self, status, kind, body):
                 self.send_response(status)
