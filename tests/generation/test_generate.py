@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -195,13 +196,21 @@ def answers(capsys, folder, *options):
 
 
 def test_an_answer_is_about_its_picture(tiny_digits, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "digits"  # larger weights than at random, so that what is seen decides
+    shutil.copytree(tiny_digits, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    for parameter in model.parameters():
+        parameter.data *= 3
+    model.save_pretrained(folder / "model")
     files = [picture(tmp_path / f"{seed}.png", seed=seed) for seed in range(6)]
     asked = ["--prompt", "a handwritten"]
-    alone = [answers(capsys, tiny_digits, *asked, "--image", file)[0] for file in files]
+    alone = [answers(capsys, folder, *asked, "--image", file)[0] for file in files]
     assert len(set(alone)) > 1
     lines = [json.dumps({"prompt": "a handwritten", "image": file.name}) for file in files]
     prompts = write(tmp_path / "asked.jsonl", lines)
-    assert answers(capsys, tiny_digits, "--prompts", prompts) == alone
+    assert answers(capsys, folder, "--prompts", prompts) == alone
 
 
 def test_an_answer_is_that_of_the_pictures_codes(tiny_digits, tmp_path, capsys):

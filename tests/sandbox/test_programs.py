@@ -50,10 +50,10 @@ class TestPrograms:
     @needs_isolation
     def test_total_time(self):
         started = time.monotonic()
-        config = SandboxConfig(timeout_s=2, total_timeout_s=3)
+        config = SandboxConfig(timeout_s=0.5, total_timeout_s=0.8)
         report = run_tests("while True: pass", ["assert f(1) == 1"] * 50, config=config)
         assert report.statuses == (Status.TIMEOUT,) * 50
-        assert time.monotonic() - started < 90  # 100 s without the limit of all
+        assert time.monotonic() - started < 20  # 25 s without the limit of all
 
     @needs_isolation
     def test_batch(self):
