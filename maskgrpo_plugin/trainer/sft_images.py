@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from verl.utils.device import get_device_name
 
 from maskgrpo_plugin.data.sft_rows import Example
+from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.samplers import build_for_run
 from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.models.families import ImageFamily, build_family
 from maskgrpo_plugin.trainer.sft_data import Source
+from maskgrpo_plugin.workers.rollout.batches import sampler_batch
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder
+from maskgrpo_plugin.workers.rollout.requests import CanvasRequest
 
 logger = logging.getLogger(__name__)
 
@@ -44,28 +46,39 @@ class Sketcher:
     @torch.no_grad()
     def draw(self, model: Any, examples: Sequence[Example], device: torch.device | str) -> list[np.ndarray]:
         """Images (H, W, 3) uint8 of examples whose answers are images of one size."""
-        canvas, mask = _padded([_canvas(example, self.family.mask_token_id) for example in examples])
-        uncond, uncond_mask = _padded([example.uncond_ids for example in examples])
-        count = sum(examples[0].learned)
+        places = [n for n, learned in enumerate(examples[0].learned) if learned]
+        batch = sampler_batch(
+            [example.prompt_ids for example in examples],
+            [self._canvas(example) for example in examples],
+            [combine_seed(self.seed, number) for number in range(len(examples))],
+            response_length=len(places),
+            mask_token_id=self.family.mask_token_id,
+            padding=0,
+            device=torch.device(device),
+        )
         sampler: Any = build_for_run(
             self.sampler,
             self.options,
-            response_length=count,
+            response_length=len(places),
             temperature=self.temperature,
             vocab_slice=self.family.image.vocab_slice,
         )
         output = sampler.generate(
             model,
-            canvas.to(device),
-            mask.to(device),
+            batch.tokens,
+            batch.attention_mask,
             mask_token_id=self.family.mask_token_id,
-            generator=torch.Generator().manual_seed(self.seed),
-            uncond_input_ids=uncond.to(device),
-            uncond_attention_mask=uncond_mask.to(device),
+            generator=batch.generators,
+            **batch.uncond,
         )
-        written = (canvas == self.family.mask_token_id).to(device)
-        tokens = output.sequences[written].view(len(examples), count)
+        tokens = output.sequences[:, -len(examples[0].answer_ids) :][:, places]
         return self.decoder.decode(tokens, examples[0].grid or self.family.default_grid())
+
+    def _canvas(self, example: Example) -> CanvasRequest:
+        """The answer with a mask token at each place that is learned."""
+        answer = zip(example.answer_ids, example.learned, strict=True)
+        ids = tuple(self.family.mask_token_id if learned else token for token, learned in answer)
+        return CanvasRequest(ids, example.uncond_ids, is_image=True)
 
 
 def make_sketcher(config: DictConfig, sources: Sequence[Source], model_config: Any) -> Sketcher | None:
@@ -99,17 +112,3 @@ def make_sketcher(config: DictConfig, sources: Sequence[Source], model_config: A
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise OptionError("images.image_tokenizer", section.image_tokenizer, first_line(error)) from None
     return Sketcher(family, decoder, section.sampler, options, section.temperature, config.trainer.seed)
-
-
-def _canvas(example: Example, mask_token_id: int) -> tuple[int, ...]:
-    """The example with a mask token at each place that is learned."""
-    answer = zip(example.answer_ids, example.learned, strict=True)
-    return example.prompt_ids + tuple(mask_token_id if learned else token for token, learned in answer)
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows padded on the left (B, L), and 1 where there is a token."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return tokens, mask
