@@ -115,7 +115,12 @@ def _parquet(path: str) -> RowFile:
         return RowFile(columns, total, numbers, pa.concat_tables(parts).to_pylist())
 
 
-def _json(path: str) -> RowFile:
+def json_rows(path: str) -> list[Row]:
+    """The rows of a file that holds one JSON list of objects, or an object per line.
+
+    Raises:
+        ValueError: a line that is no JSON, or a row that is no object, by its number.
+    """
     text = Path(path).read_text()
     if text.lstrip().startswith("["):
         rows = json.loads(text)
@@ -124,6 +129,11 @@ def _json(path: str) -> RowFile:
     wrong = next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
         raise ValueError(f"row {wrong} is no object")
+    return rows
+
+
+def _json(path: str) -> RowFile:
+    rows = json_rows(path)
     numbers = _spread(len(rows), MOST_ROWS)
     columns = dict.fromkeys(key for row in rows for key in row)
     return RowFile(tuple(columns), len(rows), numbers, [rows[number] for number in numbers])

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import Family, ImageFamily
-from maskgrpo_plugin.models.families.base import encode_chat
+from maskgrpo_plugin.models.families.base import encode_chat, visible
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +136,11 @@ class RowReader:
         for place, token in zip(places, tokens, strict=True):
             answer[place] = token
         return Example(
-            _kept(layout.prompt_ids, layout.prompt_mask),
+            tuple(visible(layout.prompt_ids, layout.prompt_mask)),
             tuple(answer),
             tuple(bool(written) for written in layout.response_mask),
             is_image=True,
-            uncond_ids=_kept(layout.uncond_ids, layout.uncond_mask),
+            uncond_ids=tuple(visible(layout.uncond_ids, layout.uncond_mask)),
             grid=_grid(row) or family.default_grid(),
         )
 
@@ -150,7 +150,7 @@ class RowReader:
         layout = family.understanding(_list(codes, CODES), messages[:-1], 1, _grid(row), **(self.template_kwargs or {}))
         prompt = encode_chat(self.tokenizer, messages[:-1], **(self.template_kwargs or {}))
         answer = self._answer(messages, prompt)
-        return Example(_kept(layout.prompt_ids, layout.prompt_mask), answer, (True,) * len(answer))
+        return Example(tuple(visible(layout.prompt_ids, layout.prompt_mask)), answer, (True,) * len(answer))
 
 
 class Examples(Sequence[Example]):
@@ -236,11 +236,6 @@ def _count(counts: Counter[str], what: str, line: str) -> None:
     counts[what] += 1
     if counts[what] <= SHOWN:
         logger.warning("%s", line)
-
-
-def _kept(ids: Sequence[int], mask: Sequence[int]) -> tuple[int, ...]:
-    """The tokens without their padding."""
-    return tuple(token for token, kept in zip(ids, mask, strict=True) if kept)
 
 
 def _list(value: Any, what: str) -> list[Any]:

@@ -321,3 +321,8 @@ def pad_left(ids: list[int], length: int, pad_token_id: int) -> tuple[tuple[int,
     """Pad tokens on the left to `length`; returns the ids and their mask (1 = token, 0 = padding)."""
     missing = length - len(ids)
     return (pad_token_id,) * missing + tuple(ids), (0,) * missing + (1,) * len(ids)
+
+
+def visible(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
+    """The tokens that the family's mask lets the model attend to; its padding stays where the mask says 1."""
+    return [token for token, kept in zip(ids, mask, strict=True) if kept]

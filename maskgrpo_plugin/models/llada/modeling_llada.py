@@ -11,7 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maskgrpo_plugin.diffusion.packing import Packing
-from maskgrpo_plugin.models.interface import Layout, MaskPredictorModel, at_columns, mask_at_columns
+from maskgrpo_plugin.models.interface import MaskPredictorModel
+from maskgrpo_plugin.models.layout import Layout, at_columns, mask_at_columns
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
 from maskgrpo_plugin.models.registry import register_model
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.samplers.base import hide_prompt
 from maskgrpo_plugin.models.families import Family, ImageFamily
-from maskgrpo_plugin.models.families.base import Messages, Prompt, encode_chat
+from maskgrpo_plugin.models.families.base import Messages, Prompt, encode_chat, visible
 from maskgrpo_plugin.models.families.base import pad_left as pad_row
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
 
@@ -171,11 +171,6 @@ def image_grid(image: "ImageSettings", family: Family | None) -> tuple[int, int]
     if not isinstance(family, ImageFamily) or image.height is None or image.width is None:
         return None
     return family.image_grid(_image_tokenizer_config(str(image.tokenizer_path)), image.height, image.width)
-
-
-def visible(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
-    """The tokens that the family's mask lets the model attend to; its padding stays where the mask says 1."""
-    return [token for token, kept in zip(ids, mask, strict=True) if kept]
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int, padding: int) -> tuple[Tensor, Tensor]:
