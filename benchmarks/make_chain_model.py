@@ -67,12 +67,7 @@ class ChainRecipe(Recipe):
     target_accuracy: float = 0.9
 
 
-RECIPE = ChainRecipe(
-    d_model=128,
-    n_layers=4,
-    n_heads=4,
-    mlp_hidden_size=384,
-)
+RECIPE = ChainRecipe()
 
 
 @dataclass(frozen=True)

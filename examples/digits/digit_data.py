@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskgrpo_plugin.data.chats import question_and_answer
 from maskgrpo_plugin.data.rows import Row, verl_row
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -97,10 +98,7 @@ def conversation_rows(
     named = torch.where(is_wrong, (shown + 1) % 10, shown)
     return [
         {
-            "messages": [
-                {"role": "user", "content": QUESTION},
-                {"role": "assistant", "content": DIGIT_NAMES[digit]},
-            ],
+            "messages": question_and_answer(QUESTION, DIGIT_NAMES[digit]),
             **_image(image),
         }
         for image, digit in zip(codes[chosen].tolist(), named.tolist(), strict=True)

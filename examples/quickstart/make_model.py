@@ -18,6 +18,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from maskgrpo_plugin.data.arithmetic import draw_sums, has_carry, is_held_out, operand_range
+from maskgrpo_plugin.data.chats import question_and_answer
 from maskgrpo_plugin.data.rows import Row, write_parquet
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
@@ -175,8 +176,7 @@ def _training_pairs(digits: int, rows: int, rng: random.Random) -> list[tuple[in
 
 
 def _conversation(a: int, b: int, answer: int) -> Row:
-    content = f"{a}+{b}="
-    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": str(answer)}]}
+    return {"messages": question_and_answer(f"{a}+{b}=", str(answer))}
 
 
 if __name__ == "__main__":

@@ -158,9 +158,10 @@ class DenoisingTrainer(SFTTrainer):
         examples = [
             self._with_caption_dropped(self.sources[slot.source].train[slot.row], step, slot.key) for slot in slots
         ]
-        data, lengths = self._batch(
+        data = self._batch(
             examples, [slot.key for slot in slots], [slot.weight for slot in slots], step, self.order.batch_size
         )
+        lengths = self._get_batch_seqlens(data)
         tu.assign_non_tensor(data, update_lr_scheduler=True, global_token_num=NonTensorData(lengths))
         output = self.training_client.train_batch(data=data)
         self.training_client.step_profile()
@@ -189,10 +190,11 @@ class DenoisingTrainer(SFTTrainer):
         size = self.config.data.val_batch_size or self.config.data.train_batch_size
         for batch in _pieces(rows[rank::ranks], max(size // ranks, 1)):
             examples = [self.sources[row.source].validation[row.row] for row in batch]
-            data, _ = self._batch(examples, [row.key for row in batch], [1.0] * len(batch), 0, strata)
+            data = self._batch(examples, [row.key for row in batch], [1.0] * len(batch), 0, strata)
             tu.assign_non_tensor(data, compute_loss=False, use_dynamic_bsz=True)
             output = self.training_client.infer_batch(data)
-            for row, loss in zip(batch, self.objective.row_losses(output, data).tolist(), strict=True):
+            losses = self.objective.row_losses(output["log_probs"].cpu(), data).tolist()
+            for row, loss in zip(batch, losses, strict=True):
                 sums[row.source] += torch.tensor([row.share * loss, row.share], dtype=torch.float64)
         sums = sums.to(get_device_name())
         if ranks > 1:
@@ -220,11 +222,11 @@ class DenoisingTrainer(SFTTrainer):
 
     def _batch(
         self, examples: Sequence[Example], keys: Sequence[int], weights: Sequence[float], step: int, strata: int
-    ) -> tuple[TensorDict, list[int]]:
-        """The rank's batch with what verl's worker reads beside it, and the lengths of all ranks' rows."""
+    ) -> TensorDict:
+        """The rank's batch with what verl's worker reads beside it."""
         data = self.config.data
         if self.objective.model_type == "masked_diffusion" and data.fill != "none":
-            longest = data.max_length if data.fill == "max_length" else max(self._of_all(max(map(len, examples))))
+            longest = data.max_length if data.fill == "max_length" else self._largest(max(map(len, examples)))
             end = self.model_config.tokenizer.eos_token_id
             examples = [example.filled(longest, end) for example in examples]
         batch = self.objective.batch(examples, keys, weights, step, strata)
@@ -239,20 +241,16 @@ class DenoisingTrainer(SFTTrainer):
             pad_mode="no_padding",
             pad_token_id=self.model_config.tokenizer.pad_token_id,
         )
-        return batch, [length for rank in self._gathered([len(e) for e in examples]) for length in rank]
+        return batch
 
-    def _of_all(self, number: int) -> list[int]:
-        return [rank[0] for rank in self._gathered([number])]
-
-    def _gathered(self, numbers: list[int]) -> list[list[int]]:
-        """The numbers of every rank, as many on each."""
-        ranks = self.engine.get_data_parallel_size()
-        if ranks == 1:
-            return [numbers]
-        own = torch.tensor(numbers, device=get_device_name())
-        found = [torch.empty_like(own) for _ in range(ranks)]
-        torch.distributed.all_gather(found, own, group=self.engine.get_data_parallel_group())
-        return [each.tolist() for each in found]
+    def _largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.engine.get_data_parallel_size() == 1:
+            return number
+        largest = torch.tensor(number, device=get_device_name())
+        group = self.engine.get_data_parallel_group()
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
+        return int(largest)
 
     def _save(self, step: int) -> None:
         """verl's checkpoint of the step.

@@ -103,9 +103,9 @@ def check_sft(config: DictConfig, ranks: int = 1) -> None:
     _check_denoising(config)
     _check_sources(config)
     _check_model(config)
-    for name in ("model", "engine", "optim", "checkpoint"):
+    for name in ("engine", "optim", "checkpoint"):
         try:
-            omega_conf_to_dataclass(config[name]) if name != "model" else None
+            omega_conf_to_dataclass(config[name])
         except Exception as error:  # the dataclasses of verl assert
             raise OptionError(name, "…", first_line(error)) from None
 

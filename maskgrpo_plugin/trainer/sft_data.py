@@ -1,6 +1,5 @@
 """The data sources of a supervised run: their files read into examples."""
 
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from maskgrpo_plugin.data.row_files import SUFFIXES
+from maskgrpo_plugin.data.row_files import SUFFIXES, json_rows
 from maskgrpo_plugin.data.sft_rows import Example, RowReader, read_examples
 from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.models.families import build_family
@@ -215,8 +214,6 @@ def _rows(key: str, name: str) -> Sequence[Mapping[str, Any]]:
     try:
         if name.endswith(".parquet"):
             return TableRows(pq.read_table(path))
-        text = path.read_text()
-        is_list = text.lstrip().startswith("[")
-        return json.loads(text) if is_list else [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json_rows(str(path))
     except (OSError, ValueError) as error:
         raise OptionError(key, name, f"it cannot be read: {first_line(error)}") from None

@@ -36,16 +36,18 @@ class Objective(ABC):
         """
 
     @abstractmethod
+    def row_losses(self, log_probs: Any, data: TensorDict) -> Tensor:
+        """The loss (B,) of each row of `data`, from the jagged values that the engine gave for its tokens."""
+
     def loss(
         self, model_output: dict[str, Any], data: TensorDict, dp_group: Any = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The micro-batch's part of the mean over the rows of the global batch of weight times row loss, times the
         number of ranks, over which gradients are averaged.
         """
-
-    @abstractmethod
-    def row_losses(self, output: TensorDict, data: TensorDict) -> Tensor:
-        """The loss (B,) of each row, from what an inference over `data` gave."""
+        losses = self.row_losses(model_output["log_probs"], data)
+        total = (losses * data[ROW_WEIGHT].to(losses.dtype)).sum()
+        return total / data["global_batch_size"] * data["dp_size"], {}
 
 
 @dataclass(frozen=True)
@@ -73,25 +75,18 @@ class MaskedDenoising(Objective):
             "prompts": [e.prompt_ids for e in examples],
             "responses": [e.answer_ids for e in examples],
             "response_mask": [tuple(map(int, e.learned)) for e in examples],
-            "image_tokens": [(int(e.is_image),) * len(e.answer_ids) for e in examples],
         }
+        if any(e.is_image for e in examples):
+            fields["image_tokens"] = [(int(e.is_image),) * len(e.answer_ids) for e in examples]
         data = TensorDict({name: _jagged(rows) for name, rows in fields.items()}, batch_size=len(examples))
         data["mask_key"] = torch.tensor(keys)
         data[ROW_WEIGHT] = torch.tensor(weights, dtype=torch.float64)
         tu.assign_non_tensor(data, estimation=plan.to_plain())
         return data
 
-    def loss(
-        self, model_output: dict[str, Any], data: TensorDict, dp_group: Any = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """See `Objective.loss`; the estimates already hold 1/(t · answer length)."""
-        weights = data[ROW_WEIGHT].to(model_output["log_probs"].values().dtype)
-        total = (_row_sums(model_output["log_probs"]) * weights).sum()
-        return -total / data["global_batch_size"] * data["dp_size"], {}
-
-    def row_losses(self, output: TensorDict, data: TensorDict) -> Tensor:
-        """See `Objective.row_losses`."""
-        return -_row_sums(output["log_probs"]).squeeze(-1)
+    def row_losses(self, log_probs: Any, data: TensorDict) -> Tensor:
+        """See `Objective.row_losses`; the estimates already hold 1/(t · answer length)."""
+        return -_row_sums(log_probs).flatten()  # an inference has one value per update, which is one
 
 
 @dataclass(frozen=True)
@@ -113,22 +108,8 @@ class NextToken(Objective):
         data[ROW_WEIGHT] = torch.tensor(weights, dtype=torch.float64)
         return data
 
-    def loss(
-        self, model_output: dict[str, Any], data: TensorDict, dp_group: Any = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """See `Objective.loss`."""
-        weights = data[ROW_WEIGHT].to(model_output["log_probs"].values().dtype)
-        return (self._rows(model_output["log_probs"], data) * weights).sum() / data["global_batch_size"] * data[
-            "dp_size"
-        ], {}
-
-    def row_losses(self, output: TensorDict, data: TensorDict) -> Tensor:
-        """See `Objective.row_losses`."""
-        return self._rows(output["log_probs"].cpu(), data)
-
-    @staticmethod
-    def _rows(log_probs: Any, data: TensorDict) -> Tensor:
-        """verl has the value of the token at n at the place n − 1."""
+    def row_losses(self, log_probs: Any, data: TensorDict) -> Tensor:
+        """See `Objective.row_losses`; verl has the value of the token at n at the place n − 1."""
         mask = data["loss_mask"]
         shifted = mask.values().roll(-1).to(log_probs.values().dtype)
         counted = torch.nested.nested_tensor_from_jagged(log_probs.values() * shifted, log_probs.offsets())

@@ -4,7 +4,7 @@ import json
 import os
 
 import torch
-from ranks import compose_config
+from ranks import compose_config, full_weights
 
 
 def train(folder, overrides, batch, **job):
@@ -14,7 +14,6 @@ def train(folder, overrides, batch, **job):
         `weights` after it, whole, and `metrics` by step where this rank logs.
     """
     import verl  # noqa: F401
-    from torch.distributed.tensor import DTensor
 
     import maskgrpo_plugin.registration  # noqa: F401
     from maskgrpo_plugin.trainer.sft import DenoisingTrainer
@@ -30,12 +29,8 @@ def train(folder, overrides, batch, **job):
         torch.distributed.init_process_group(backend="gloo")
     trainer = DenoisingTrainer(config)
     trainer.fit()
-    weights = {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in trainer.engine.module.named_parameters()
-    }
     metrics = {}
     if os.environ["RANK"] == "0":
         with open(log) as lines:
             metrics = {str(row["step"]): row["data"] for row in map(json.loads, lines)}
-    return {"weights": weights, "metrics": metrics}
+    return {"weights": full_weights(trainer.engine.module), "metrics": metrics}

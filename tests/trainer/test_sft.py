@@ -19,7 +19,7 @@ import ranks
 import sft_runs
 
 from maskgrpo_plugin.data.rows import write_parquet
-from maskgrpo_plugin.data.sft_rows import RowReader
+from maskgrpo_plugin.data.sft_rows import Example, RowReader
 from maskgrpo_plugin.diffusion.estimators import Rows, build_estimator
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint
@@ -108,19 +108,36 @@ def encoded(folder, pairs, fill):
     return [(p, a + [eos] * (longest - len(p) - len(a))) for p, a in rows]
 
 
-def bound(model, prompt, answer, key, *, seed, step, strata):
-    """−Σ log p / (t · L) over the masked tokens of one answer, one row at a time and with full logits."""
-    tokens = torch.tensor([prompt + answer])
+def example_loss(model, example, key, *, step, strata, columns=None):
+    """A loss by full logits: of a text −Σ log p / (t · L), of an image over `columns` alone and smoothed."""
+    tokens = torch.tensor([example.prompt_ids + example.answer_ids])
     response = torch.zeros_like(tokens, dtype=torch.bool)
-    response[0, len(prompt) :] = True
-    rows = Rows(tokens, response, ~response, torch.ones_like(response), torch.tensor([key]), model.config.mask_token_id)
+    response[0, len(example.prompt_ids) :] = torch.tensor(example.learned)
+    image_tokens = response.long() if example.is_image else None
+    keys = torch.tensor([key])
+    attended, mask_token_id = torch.ones_like(response), model.config.mask_token_id
+    rows = Rows(tokens, response, ~response, attended, keys, mask_token_id, image_tokens=image_tokens)
     estimator = build_estimator("denoising", strata=strata)
-    (one,) = estimator.passes(rows, seed=seed, step=step, update=0)
-    u = float(estimator.row_positions(rows.keys, seed=seed, step=step, update=0)[0])
-    level = 1e-3 + (1 - 1e-3) * u
-    log_probs = model(one.noisy).logits[0].log_softmax(-1)
-    places = one.scored[0].nonzero().flatten().tolist()
-    return -sum((log_probs[n, tokens[0, n]] for n in places), torch.zeros(())) / (level * len(answer))
+    (one,) = estimator.passes(rows, seed=SEED, step=step, update=0)
+    u = float(estimator.row_positions(keys, seed=SEED, step=step, update=0)[0])
+    logits, length = model(one.noisy).logits[0], int(response.sum())
+    masked = one.scored[0].nonzero().flatten().tolist()
+    total = torch.zeros(())
+    for n in masked:
+        if example.is_image:
+            log_probs = logits[n, columns[0] : columns[1]].log_softmax(-1)
+            total = total - (1 - SMOOTHING) * log_probs[tokens[0, n] - columns[0]] - SMOOTHING * log_probs.mean()
+        else:
+            total = total - logits[n].log_softmax(-1)[tokens[0, n]]
+    if example.is_image:
+        assert len(masked) == max(round(max(math.cos(math.pi / 2 * u), 0.3) * length), 1)
+        return total / len(masked)
+    return total / ((1e-3 + (1 - 1e-3) * u) * length)
+
+
+def text(prompt, answer):
+    """The example of a text."""
+    return Example(tuple(prompt), tuple(answer), (True,) * len(answer))
 
 
 def reference(folder, steps=2, fill=None):
@@ -129,7 +146,7 @@ def reference(folder, steps=2, fill=None):
     held_out = encoded(folder, SUMS[:3], fill)
     with torch.no_grad():
         validation = [
-            bound(model, *held_out[n], draw * 3 + n, seed=SEED, step=0, strata=12)
+            example_loss(model, text(*held_out[n]), draw * 3 + n, step=0, strata=12)
             for draw in range(4)
             for n in range(3)
         ]
@@ -139,7 +156,7 @@ def reference(folder, steps=2, fill=None):
         slots = order.batch(step)
         rows = encoded(folder, [SUMS[slot.row] for slot in slots], fill)
         loss = sum(
-            bound(model, *row, slot.key, seed=SEED, step=step, strata=BATCH)
+            example_loss(model, text(*row), slot.key, step=step, strata=BATCH)
             for row, slot in zip(rows, slots, strict=True)
         )
         loss = loss / BATCH
@@ -305,42 +322,14 @@ def test_a_mixture_is_the_weighted_sum_of_its_sources_losses(tiny_digits, common
     for slot in order.batch(1):
         name = list(rows)[slot.source]
         (example,) = reader.read(rows[name][slot.row])
-        sums[name] = sums[name] + example_loss(model, family, example.without_caption(), slot.key, strata=6)
+        given = {"step": 1, "strata": 6, "columns": family.image.vocab_slice}
+        sums[name] = sums[name] + example_loss(model, example.without_caption(), slot.key, **given)
     loss = sum(weights[name] * sums[name] / shares[name] for name in rows)
     assert found["metrics"]["1"]["train/loss"] == pytest.approx(float(loss), abs=2e-5)
     loss.backward()
     for name, parameter in model.named_parameters():
         expected = parameter.detach() - (0 if parameter.grad is None else RATE * parameter.grad)
         torch.testing.assert_close(found["weights"][name], expected, atol=2e-5, rtol=0, msg=name)
-
-
-def example_loss(model, family, example, key, *, strata):
-    """One example's loss at step 1, with full logits; an image's over the columns of the codebook."""
-    tokens = torch.tensor([example.prompt_ids + example.answer_ids])
-    response = torch.zeros_like(tokens, dtype=torch.bool)
-    response[0, len(example.prompt_ids) :] = torch.tensor(example.learned)
-    estimator = build_estimator("denoising", strata=strata)
-    keys = torch.tensor([key])
-    length = int(response.sum())
-    u = float(estimator.row_positions(keys, seed=SEED, step=1, update=0)[0])
-    rows = Rows(tokens, response, ~response, torch.ones_like(response), keys, model.config.mask_token_id)
-    (one,) = estimator.passes(
-        replace(rows, image_tokens=response.long() if example.is_image else None), seed=SEED, step=1, update=0
-    )
-    logits = model(one.noisy).logits[0]
-    masked = one.scored[0].nonzero().flatten().tolist()
-    first, last = family.image.vocab_slice
-    total = torch.zeros(())
-    for n in masked:
-        if example.is_image:
-            columns = logits[n, first:last].log_softmax(-1)
-            total = total - (1 - SMOOTHING) * columns[tokens[0, n] - first] - SMOOTHING * columns.mean()
-        else:
-            total = total - logits[n].log_softmax(-1)[tokens[0, n]]
-    if example.is_image:
-        assert len(masked) == max(round(max(math.cos(math.pi / 2 * u), 0.3) * length), 1)
-        return total / len(masked)
-    return total / ((1e-3 + (1 - 1e-3) * u) * length)
 
 
 SHIPPED = {"sft_llada_8b_s1k": "model", "sft_mmada_8b_t2i": "digits"}

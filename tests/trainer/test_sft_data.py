@@ -63,6 +63,7 @@ def test_a_mixture_has_a_source_per_name(tiny_run, folder):
         ("a.parquet", "no parquet", "cannot be read"),
         ("a.jsonl", "{", "cannot be read"),
         ("empty.jsonl", "", "no row can be used"),
+        ("list.jsonl", '{"messages": []}\n[1]', "row 1 is no object"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tiny_run, tmp_path, name, content, said):

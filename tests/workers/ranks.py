@@ -113,22 +113,28 @@ def train(worker, config, batch):
     return old, worker.actor.train_mini_batch(data)
 
 
+def full_weights(module):
+    """The whole parameters of a module, sharded or not, by name."""
+    from torch.distributed.tensor import DTensor
+
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in module.named_parameters()
+    }
+
+
 def one_step(folder, overrides, batch, **job):
     """Log-probabilities of all levels, then one training step, on this rank's share of the batch.
 
     Returns:
         `old` (rows, L, μ) log-probabilities of the response, the actor's `metrics`, and its full `weights` after it.
     """
-    from torch.distributed.tensor import DTensor
     from verl.utils import tensordict_utils as tu
 
     config = compose_config(folder, *overrides, **job)
     worker = start_worker(config, "actor")
     old, trained = train(worker, config, batch)
-    weights = {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in worker.actor.engine.module.named_parameters()
-    }
+    weights = full_weights(worker.actor.engine.module)
     metrics = {key: _plain(value) for key, value in tu.get(trained, "metrics").items()}
     return {"old": old.to_padded_tensor(0.0), "metrics": metrics, "weights": weights}
 

@@ -33,7 +33,7 @@ class Denoising(Estimator):
         mu, canvas: see `Estimator`; `full`: the end tokens that fill a row are learned, so that answers end.
         strata: number of keys over which levels are evenly spread, 1 or more; of a training step the rows of the batch.
         least_level: ε of text, in (0, 1); published 1e-3.
-        label_smoothing: ε of image tokens, in [0, 1): their ℓ̂ is (1 − ε)·ℓ + ε·the mean of ℓ over the codebook.
+        label_smoothing: ε of image tokens, in [0, 1]: their ℓ̂ is (1 − ε)·ℓ + ε·the mean of ℓ over the codebook.
         least_image_level: least share of an image's tokens that is masked, in [0, 1]; published 0.3.
     """
 
