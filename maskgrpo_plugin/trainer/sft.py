@@ -28,6 +28,7 @@ from verl.workers.engine_workers import TrainingWorker
 from maskgrpo_plugin.data.sft_rows import Example
 from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
 from maskgrpo_plugin.export import export
+from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.trainer.checkpoints import STEP, explained
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.trainer.sft_batches import BatchOrder, divide
@@ -102,7 +103,8 @@ class DenoisingTrainer(SFTTrainer):
         if self.config.model.model_type == "language_model":
             return NextToken()
         options: Any = OmegaConf.to_container(self.config.denoising, resolve=True)
-        return MaskedDenoising(seed=self.config.trainer.seed, options=options)
+        family = build_family(self.model_config.hf_config, self.model_config.tokenizer)
+        return MaskedDenoising(self.config.trainer.seed, options, family.stop_token_ids)
 
     def _build_dataloader(self) -> None:
         self.global_batch_size = self.config.data.train_batch_size

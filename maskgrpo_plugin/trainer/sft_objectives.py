@@ -57,10 +57,12 @@ class MaskedDenoising(Objective):
     Attributes:
         seed: of levels and masks.
         options: of the estimator `denoising`.
+        stop_token_ids: ids that end a text.
     """
 
     seed: int
     options: dict[str, Any]
+    stop_token_ids: tuple[int, ...] = ()
 
     model_type: ClassVar[str] = "masked_diffusion"
 
@@ -69,7 +71,7 @@ class MaskedDenoising(Objective):
     ) -> TensorDict:
         """See `Objective.batch`."""
         options = {**self.options, "strata": strata} | ({} if step else {"label_smoothing": 0.0})
-        plan = StepPlan("denoising", options, self.seed, step)
+        plan = StepPlan("denoising", options, self.seed, step, self.stop_token_ids)
         fields = {
             "input_ids": [e.prompt_ids + e.answer_ids for e in examples],
             "prompts": [e.prompt_ids for e in examples],
@@ -85,7 +87,7 @@ class MaskedDenoising(Objective):
         return data
 
     def row_losses(self, log_probs: Any, data: TensorDict) -> Tensor:
-        """See `Objective.row_losses`; the estimates already hold 1/(t · answer length)."""
+        """See `Objective.row_losses`; the estimates already hold the weights of their tokens."""
         return -_row_sums(log_probs).flatten()  # an inference has one value per update, which is one
 
 

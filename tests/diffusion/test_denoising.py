@@ -1,6 +1,7 @@
 """The objective of supervised training: levels spread over a batch, weights by the formula, an unbiased bound."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,10 @@ def make_rows(keys, lengths, images=None):
         mask_token_id=MASK,
         image_tokens=None if images is None else response * torch.tensor(images).unsqueeze(1),
     )
+
+
+def blockwise_passes(rows, block_length, steps):
+    return [the_pass(rows, strata=len(rows.keys), block_length=block_length, step=n) for n in range(steps)]
 
 
 def the_pass(rows, *, seed=1, step=1, **options):
@@ -89,3 +94,42 @@ def test_texts_and_images_in_one_batch_are_masked_as_each_alone():
     images = the_pass(make_rows([0, 2], [16, 16], images=[1, 1]), strata=4)
     for found, alone in ((mixed.weight[[1, 3]][:, :7], texts.weight), (mixed.weight[[0, 2]], images.weight)):
         torch.testing.assert_close(found, alone, rtol=0, atol=0)
+
+
+def test_a_block_is_learned_behind_what_is_visible_and_before_what_is_hidden():
+    """Answers of eight tokens in blocks of three: each masked token lies in one block, with weights of one in all."""
+    rows = make_rows(list(range(6)), [8, 8, 5, 8, 3, 1])
+    chosen = []
+    for one in blockwise_passes(rows, 3, 200):
+        for row, length in enumerate([8, 8, 5, 8, 3, 1]):
+            answer = one.noisy[row, 2 : 2 + length] == MASK
+            scored = one.scored[row, 2 : 2 + length]
+            if not scored.any():
+                continue
+            block = int(scored.nonzero()[0]) // 3
+            assert torch.equal(answer[: 3 * block], torch.zeros(3 * block, dtype=torch.bool))
+            assert torch.equal(answer[3 * block : 3 * block + 3], scored[3 * block : 3 * block + 3])
+            assert answer[3 * block + 3 :].all() and not scored[3 * block + 3 :].any()
+            assert one.weight[row][one.scored[row]].tolist() == pytest.approx(
+                [1 / int(scored.sum())] * int(scored.sum())
+            )
+            assert torch.equal(one.noisy[row, :2], rows.tokens[row, :2]) and not one.weight[row][~one.scored[row]].any()
+            chosen.append((row, block))
+    for row, blocks in ((0, 3), (2, 2), (4, 1), (5, 1)):
+        counts = [chosen.count((row, block)) for block in range(blocks)]
+        assert len(counts) == len({block for r, block in chosen if r == row}) and min(counts) > 200 / blocks / 3
+
+
+def test_blocks_behind_the_end_are_not_drawn_and_those_with_it_are_learned_whole():
+    """The end token is the fifth of nine: of blocks of three, the second holds it and one token of the tail."""
+    rows = replace(make_rows(list(range(4)), [9] * 4), stop_token_ids=(16,))
+    scored = torch.stack([one.scored for one in blockwise_passes(rows, 3, 200)]).any(0).any(0)
+    assert scored.tolist() == [False] * 2 + [True] * 6 + [False] * 3
+
+
+def test_images_have_no_blocks():
+    rows = make_rows([0, 1, 2, 3], [16, 5, 16, 5], images=[1, 0, 1, 0])
+    whole, blocks = the_pass(rows, strata=4), the_pass(rows, strata=4, block_length=2)
+    for name in ("noisy", "scored", "weight"):
+        assert torch.equal(getattr(whole, name)[[0, 2]], getattr(blocks, name)[[0, 2]])
+    assert not torch.equal(whole.noisy, blocks.noisy)

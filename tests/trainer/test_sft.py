@@ -81,6 +81,7 @@ VARIANTS = {
     "no_fill": ["data.fill=none"],
     "target": ["trainer.target_val_loss=1000", "trainer.test_freq=1"],
     "lora": ["model.lora_rank=4", "model.lora_alpha=8"],
+    "blockwise": ["denoising.block_length=3", "data.fill=max_length", "data.max_length=14"],
 }
 ALONE = {"autoregressive": ["model.model_type=language_model"]}
 
@@ -108,16 +109,19 @@ def encoded(folder, pairs, fill):
     return [(p, a + [eos] * (longest - len(p) - len(a))) for p, a in rows]
 
 
-def example_loss(model, example, key, *, step, strata, columns=None):
-    """A loss by full logits: of a text −Σ log p / (t · L), of an image over `columns` alone and smoothed."""
+def example_loss(model, example, key, *, step, strata, columns=None, block=None):
+    """A loss by full logits: of a text −Σ log p / (t · L), or the mean of −log p over the masked tokens of a block; of an
+    image over `columns` alone and smoothed.
+    """
     tokens = torch.tensor([example.prompt_ids + example.answer_ids])
     response = torch.zeros_like(tokens, dtype=torch.bool)
     response[0, len(example.prompt_ids) :] = torch.tensor(example.learned)
     image_tokens = response.long() if example.is_image else None
     keys = torch.tensor([key])
     attended, mask_token_id = torch.ones_like(response), model.config.mask_token_id
-    rows = Rows(tokens, response, ~response, attended, keys, mask_token_id, image_tokens=image_tokens)
-    estimator = build_estimator("denoising", strata=strata)
+    stops = (model.config.eos_token_id,)
+    rows = Rows(tokens, response, ~response, attended, keys, mask_token_id, stops, image_tokens=image_tokens)
+    estimator = build_estimator("denoising", strata=strata, block_length=block)
     (one,) = estimator.passes(rows, seed=SEED, step=step, update=0)
     u = float(estimator.row_positions(keys, seed=SEED, step=step, update=0)[0])
     logits, length = model(one.noisy).logits[0], int(response.sum())
@@ -132,6 +136,8 @@ def example_loss(model, example, key, *, step, strata, columns=None):
     if example.is_image:
         assert len(masked) == max(round(max(math.cos(math.pi / 2 * u), 0.3) * length), 1)
         return total / len(masked)
+    if block is not None:
+        return total / max(len(masked), 1)
     return total / ((1e-3 + (1 - 1e-3) * u) * length)
 
 
@@ -140,13 +146,13 @@ def text(prompt, answer):
     return Example(tuple(prompt), tuple(answer), (True,) * len(answer))
 
 
-def reference(folder, steps=2, fill=None):
+def reference(folder, steps=2, fill=None, block=None):
     """SGD on LLaDA's objective, and the mean validation loss before the first step at four levels."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     held_out = encoded(folder, SUMS[:3], fill)
     with torch.no_grad():
         validation = [
-            example_loss(model, text(*held_out[n]), draw * 3 + n, step=0, strata=12)
+            example_loss(model, text(*held_out[n]), draw * 3 + n, step=0, strata=12, block=block)
             for draw in range(4)
             for n in range(3)
         ]
@@ -156,7 +162,7 @@ def reference(folder, steps=2, fill=None):
         slots = order.batch(step)
         rows = encoded(folder, [SUMS[slot.row] for slot in slots], fill)
         loss = sum(
-            example_loss(model, text(*row), slot.key, step=step, strata=BATCH)
+            example_loss(model, text(*row), slot.key, step=step, strata=BATCH, block=block)
             for row, slot in zip(rows, slots, strict=True)
         )
         loss = loss / BATCH
@@ -179,9 +185,11 @@ def assert_same_weights(found, expected, tolerance):
         torch.testing.assert_close(found[name], expected[name].detach(), atol=tolerance, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(("variant", "fill"), [("plain", None), ("max_length", 14)])
-def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, variant, fill):
-    expected, found = reference(tiny_run / "model", fill=fill), one_rank[0][variant]
+@pytest.mark.parametrize(
+    ("variant", "fill", "block"), [("plain", None, None), ("max_length", 14, None), ("blockwise", 14, 3)]
+)
+def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, variant, fill, block):
+    expected, found = reference(tiny_run / "model", fill=fill, block=block), one_rank[0][variant]
     assert_same_weights(found["weights"], expected["weights"], 2e-5)
     for step, loss in enumerate(expected["losses"], start=1):
         assert found["metrics"][str(step)]["train/loss"] == pytest.approx(loss, abs=2e-5)
@@ -385,6 +393,7 @@ BROKEN = {
     "data.custom_cls.path=mine.py": "data.custom_cls.path",
     "data.train_files=null": "data.train_files",
     "denoising.least_level=2": "denoising.least_level",
+    "denoising.block_length=0": "denoising.block_length",
     "+denoising.nope=1": "denoising.nope",
     "optim.lr=0": "optim.lr",
     "images.count=0": "images.count",

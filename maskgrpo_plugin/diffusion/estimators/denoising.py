@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, register_estimator
-from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
+from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise, unit_float
 from maskgrpo_plugin.diffusion.remasking import response_noise
 from maskgrpo_plugin.errors import check_number
 
 _LEVEL_STREAM = 0x7374726174  # "strat": keeps the shift of the levels apart from the masks of the same seed and step
+_BLOCK_STREAM = 0x626C6F636B  # "block"
 
 
 @register_estimator("denoising")
@@ -29,12 +30,18 @@ class Denoising(Estimator):
     With the tokens [5, 6, 7, 8], the first of them a prompt, u = 0.5 and ε = 0, two of the three tokens masked: the
     weights are [0, 2/3, 0, 2/3].
 
+    With `block_length` a text is learned as Blockwise SFT does (arXiv 2508.19529): the tokens of one random block of the
+    answer are masked with probability t; what lies before the block is visible, all that follows is masked and not
+    learned, as semi-autoregressive decoding meets it; a masked token has the weight 1/their number. Blocks that begin
+    after the first end token are never drawn. The published code draws a row's blocks without repetition.
+
     Attributes:
         mu, canvas: see `Estimator`; `full`: the end tokens that fill a row are learned, so that answers end.
         strata: number of keys over which levels are evenly spread, 1 or more; of a training step the rows of the batch.
         least_level: ε of text, in (0, 1); published 1e-3.
         label_smoothing: ε of image tokens, in [0, 1]: their ℓ̂ is (1 − ε)·ℓ + ε·the mean of ℓ over the codebook.
         least_image_level: least share of an image's tokens that is masked, in [0, 1]; published 0.3.
+        block_length: tokens of a block of a text, 1 or more; None: the answer is masked as a whole.
     """
 
     mu: int = 1
@@ -43,6 +50,7 @@ class Denoising(Estimator):
     least_level: float = 1e-3
     least_image_level: float = 0.3
     label_smoothing: float = 0.0
+    block_length: int | None = None
 
     accepts: ClassVar[tuple[str, ...]] = ("image_tokens",)
     uses_old: ClassVar[bool] = False
@@ -54,6 +62,8 @@ class Denoising(Estimator):
         check_number("least_level", self.least_level, 1e-9, 1)
         check_number("least_image_level", self.least_image_level, 0, 1)
         check_number("label_smoothing", self.label_smoothing, 0, 1)
+        if self.block_length is not None:
+            check_number("block_length", self.block_length, 1, whole=True)
 
     @property
     def target_smoothing(self) -> float:
@@ -68,14 +78,26 @@ class Denoising(Estimator):
         noise = response_noise(maskable, seed=combine_seed(seed, step, update), keys=rows.keys)
         level = (self.least_level + (1 - self.least_level) * position).unsqueeze(1)
         masked, weight = maskable & (noise < level), 1 / (level * length)
+        hidden = torch.zeros_like(maskable)
+        if self.block_length is not None:
+            block, active = self._blocks(rows, maskable, combine_seed(_BLOCK_STREAM, seed, step, update))
+            masked, hidden = masked & (block == active), rows.response & (block > active)
+            weight = 1 / masked.sum(-1, keepdim=True).clamp(min=1).double()
         if rows.image_tokens is not None:
             is_image = (rows.image_tokens > 0).any(-1, keepdim=True)
             share = torch.cos(position * (torch.pi / 2)).clamp(min=self.least_image_level).unsqueeze(1)
             count = (share * length).round().clamp(min=1)
             rank = noise.masked_fill(~maskable, torch.inf).argsort(-1).argsort(-1)
-            masked = torch.where(is_image, maskable & (rank < count), masked)
+            masked, hidden = torch.where(is_image, maskable & (rank < count), masked), hidden & ~is_image
             weight = torch.where(is_image, 1 / count, weight)
-        return [Pass(self.clean(rows).masked_fill(masked, rows.mask_token_id), masked, masked * weight)]
+        return [Pass(self.clean(rows).masked_fill(masked | hidden, rows.mask_token_id), masked, masked * weight)]
+
+    def _blocks(self, rows: Rows, maskable: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The block (B, L) of each response token, and the one (B, 1) that is learned."""
+        assert self.block_length is not None
+        block = (rows.response.cumsum(-1) - 1) // self.block_length
+        last = block.masked_fill(~(maskable & ~rows.tail), 0).amax(-1, keepdim=True)
+        return block, (uniform_noise(seed, rows.keys, 1) * (last + 1)).long()
 
     def row_positions(self, keys: Tensor, *, seed: int, step: int, update: int) -> Tensor:
         """u of each row in [0, 1), (B,) float64, from its key (B,)."""
