@@ -4,23 +4,25 @@ import importlib.util
 import random
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import maskgrpo_plugin.models
 from maskgrpo_plugin.rewards import score
+from maskgrpo_plugin.trainer.sft_checks import check_sft
+from maskgrpo_plugin.trainer.sft_data import read_sources
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def chain():
     """The module benchmarks/make_chain_model.py."""
-    path = Path(__file__).parents[2] / "benchmarks" / "make_chain_model.py"
+    path = ROOT / "benchmarks" / "make_chain_model.py"
     spec = importlib.util.spec_from_file_location("make_chain_model", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -69,60 +71,11 @@ def test_chains_are_right(problems):
         assert score("gsm8k", problem.chain, str(problem.answer + 1))["acc"] == 0
 
 
-def test_texts_are_tokens_and_fit(chain, tokenizer, problems):
-    lengths = []
-    for steps, problem in problems:
+def test_texts_are_tokens(tokenizer, problems):
+    for _, problem in problems:
         for text in (problem.question, problem.chain):
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
-        lengths.append((steps, len(ids)))
-    for stage in chain.CURRICULUM:
-        assert stage.length % chain.BLOCK == 0
-        assert max(n for steps, n in lengths if steps in stage.steps) < stage.length
-    assert max(n for _, n in lengths) > 3 * min(n for _, n in lengths)
-
-
-def test_encode_pads_prompts_left_and_fills_responses(chain, tokenizer, problems):
-    chosen = [problems[0][1], problems[-1][1]]
-    prompts, responses = chain.encode(tokenizer, chosen, 64)
-    assert responses.shape == (2, 64)
-    for problem, prompt, response in zip(chosen, prompts, responses, strict=True):
-        assert tokenizer.decode(prompt).replace("<|pad|>", "") == f"<|bos|>{problem.question}"
-        assert tokenizer.decode(response).replace("<|endoftext|>", "") == problem.chain
-        assert response[-1] == tokenizer.eos_token_id
-    with pytest.raises(ValueError, match="too short"):
-        chain.encode(tokenizer, chosen, 16)
-
-
-def test_training_canvases_are_those_of_block_decoding(chain):
-    mask, eos, vocabulary = 50, 49, 51
-    rng = torch.Generator().manual_seed(0)
-    prompts = torch.randint(0, 40, (64, 5), generator=rng)
-    responses = torch.randint(0, 40, (64, 48), generator=rng)
-    for row, length in enumerate(torch.randint(1, 48, (64,), generator=rng).tolist()):
-        responses[row, length:] = eos
-    table = torch.randn(64, 53, vocabulary, generator=rng)
-    seen = []
-
-    def model(canvas):
-        seen.append(canvas)
-        return SimpleNamespace(logits=table)
-
-    loss = chain.block_loss(model, prompts, responses, mask, eos, torch.Generator().manual_seed(1))
-    (canvas,) = seen
-    assert torch.equal(canvas[:, :5], prompts)
-    losses, blocks = [], set()
-    for row in range(64):
-        hidden = (canvas[row, 5:] == mask).tolist()
-        start = hidden.index(True) // 16 * 16
-        blocks.add(start)
-        assert all(hidden[start + 16 :]) and start <= (responses[row] != eos).sum()
-        assert torch.equal(canvas[row, 5:][~torch.tensor(hidden)], responses[row][~torch.tensor(hidden)])
-        for place in range(start, start + 16):
-            if hidden[place]:
-                losses.append(-table[row, 5 + place].log_softmax(-1)[responses[row, place]])
-    assert blocks == {0, 16, 32}
-    torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
 def test_validation_problems_are_never_trained_on(chain):
@@ -134,16 +87,40 @@ def test_validation_problems_are_never_trained_on(chain):
     assert not {next(draws).question for _ in range(500)} & {next(other).question for _ in range(500)}
 
 
-def test_pretraining_lowers_the_loss_and_the_folder_loads(chain, tmp_path):
-    small = replace(chain.RECIPE, d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=64, batch_size=8)
-    recipe = replace(small, max_steps=30, evaluation_rows=2)
-    measured, losses = chain.make(tmp_path, recipe, rows=5)
-    assert len(losses) == 30 and 0 <= measured <= 1
-    assert sum(losses[20:]) < sum(losses[:10])
+def test_every_stage_can_be_trained_as_the_script_says(chain, tmp_path):
+    """The rows of each stage fit into the length that the script gives it, with room for the blocks of decoding."""
+    chain.make(tmp_path, seed=0, train_rows=300, rows=5)
+    script = (ROOT / "benchmarks" / "chain.sh").read_text()
+    stages = re.findall(r"^train (\d) (\S+) (\d+) (\d+) (\w+)$", script, re.MULTILINE)
+    assert len(stages) == len(chain.STAGES)
+    for number, (stage, start, steps, longest, scheduler) in enumerate(stages, start=1):
+        assert (int(stage), start) == (number, f'"$run/{"initial" if number == 1 else f"model_{number - 1}"}"')
+        with initialize_config_dir(str(ROOT / "benchmarks"), version_base=None):
+            config = compose(
+                "sft_chain",
+                [
+                    f"hydra.searchpath=[file://{ROOT}/configs,pkg://verl.trainer.config]",
+                    f"chain_dir={tmp_path}",
+                    f"stage={stage}",
+                    f"data.max_length={longest}",
+                    f"optim.lr_scheduler_type={scheduler}",
+                    f"trainer.total_training_steps={steps}",
+                ],
+            )
+        check_sft(config)
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        (source,) = read_sources(config, AutoConfig.from_pretrained(config.model.path), tokenizer)
+        assert len(source.train) == 300 and len(source.validation) == 256
+        prompts = [len(example.prompt_ids) for example in source.train]
+        answers = [len(example.answer_ids) for example in source.train]
+        length = -(-max(answers) // config.denoising.block_length) * config.denoising.block_length
+        assert max(prompts) + length == int(longest)
 
-    maskgrpo_plugin.models.register()
-    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+
+def test_the_folder_loads_and_its_rows_score(chain, tmp_path):
+    chain.make(tmp_path, seed=0, train_rows=3, rows=5)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "initial").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "initial")
     assert type(model).__name__ == "LLaDAModelLM"
     assert model.config.mask_token_id == tokenizer.mask_token_id
     rows = pq.read_table(tmp_path / "validation.parquet").to_pylist()

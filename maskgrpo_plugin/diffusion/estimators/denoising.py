@@ -30,8 +30,8 @@ class Denoising(Estimator):
     With the tokens [5, 6, 7, 8], the first of them a prompt, u = 0.5 and ε = 0, two of the three tokens masked: the
     weights are [0, 2/3, 0, 2/3].
 
-    With `block_length` a text is learned as Blockwise SFT does (arXiv 2508.19529): the tokens of one random block of the
-    answer are masked with probability t; what lies before the block is visible, all that follows is masked and not
+    With `block_length` a text is learned as Blockwise SFT does (arXiv 2508.19529): the tokens of one random block of
+    the answer are masked with probability t; what lies before the block is visible, all that follows is masked and not
     learned, as semi-autoregressive decoding meets it; a masked token has the weight 1/their number. Blocks that begin
     after the first end token are never drawn. The published code draws a row's blocks without repetition.
 
