@@ -110,8 +110,8 @@ def encoded(folder, pairs, fill):
 
 
 def example_loss(model, example, key, *, step, strata, columns=None, block=None):
-    """A loss by full logits: of a text −Σ log p / (t · L), or the mean of −log p over a block's masked tokens; of an image
-    over `columns` alone and smoothed.
+    """A loss by full logits: of a text −Σ log p / (t · L), or the mean of −log p over a block's masked tokens; of an
+    image over `columns` alone and smoothed.
     """
     tokens = torch.tensor([example.prompt_ids + example.answer_ids])
     response = torch.zeros_like(tokens, dtype=torch.bool)
