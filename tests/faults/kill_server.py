@@ -1,6 +1,7 @@
 """Kill one of two rollout servers in the middle of a training, and show how the run ends.
 
-    python tests/faults/kill_server.py runs/one_server --config quickstart quickstart_dir=runs/quickstart
+    python tests/faults/kill_server.py runs/one_server --config quickstart quickstart_dir=runs/quickstart \
+      actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
 
 The overrides after the options are of the run, which goes to FOLDER. The exit code is 0 where the run kept the step's
 completions, ended with exit code 1 and named the dead server; Linux alone.
@@ -9,6 +10,7 @@ completions, ended with exit code 1 and named the dead server; Linux alone.
 import argparse
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -19,7 +21,7 @@ from kill_and_resume import kill, logged, members, start
 SERVER = b"ray::DiffusionServer"
 TWO_SERVERS = ("trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2")
 PATIENCE_S = 600.0
-NAMED = "rollout server"  # beginning of the lines that tell of it
+NAMED = re.compile(r"the rollout server \S+ died|a Ray actor of the run died .*DiffusionServer")
 
 
 def servers(session: int) -> list[int]:
@@ -55,7 +57,7 @@ def main() -> int:
     finally:
         kill(run)
     steps = logged(folder, "run")
-    named = [line for line in (folder / "run.txt").read_text().splitlines() if NAMED in line]
+    named = [line for line in (folder / "run.txt").read_text().splitlines() if NAMED.search(line)]
     lost = {step: row.get("reward/lost_samples", 0.0) for step, row in steps.items()}
     print(
         f"killed one of two servers {wait:.1f} s after step 1; exit code {code} {time.monotonic() - killed:.1f} s later"
