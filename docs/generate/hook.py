@@ -29,6 +29,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Let long keys in tables break after a dot or an underscore."""
+    return re.sub(r"<td><code>[^<]*", lambda cell: re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", cell[0]), html)
+
+
 def from_root(text: str, name: str) -> str:
     """A text from beside docs/ as the page `name`: its links to `docs/…` become links between pages."""
     up = "../" * name.count("/")
