@@ -1,4 +1,4 @@
-"""The documentation: the site builds, its page of settings says what the code does, commands and links lead somewhere."""
+"""The documentation: the site builds, its page of settings agrees with the code, commands and links lead somewhere."""
 
 import ast
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import MISSING, fields
 from importlib import import_module
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,8 +69,9 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 
 @pytest.mark.parametrize("base", VERL)
 def test_every_key_of_the_plugin_is_on_the_page(base, page):
-    shipped = yaml.safe_load(files("verl.trainer.config").joinpath(VERL[base]).read_text())
+    shipped = yaml.safe_load((Path(find_spec("verl").origin).parent / "trainer" / "config" / VERL[base]).read_text())
     ours = set(keys(yaml.safe_load((CONFIGS / f"{base}.yaml").read_text()))) - set(keys(shipped))
+    ours = {key.partition(".options.")[0] + (".options" if ".options." in key else "") for key in ours}
     assert len(ours) > 20
     assert not sorted(key for key in ours if f"`{key}`" not in page)
 

@@ -206,9 +206,10 @@ def _names() -> str:
 
 
 def _advantages() -> str:
+    meaning = declared.argument(ADVANTAGES, "group_advantages", "normalisation")
     return (
         "`maskgrpo` (`std`, or `center` where `algorithm.norm_adv_by_std_in_grpo` is false), `leave_one_out`, "
-        f"`zscore`, and verl's own that need no critic. {declared.argument(ADVANTAGES, 'group_advantages', 'normalisation')}\n"
+        f"`zscore`, and verl's own that need no critic. {meaning}\n"
     )
 
 
