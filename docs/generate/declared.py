@@ -39,7 +39,7 @@ class Setting:
 
 
 def allowed_by(module: str, function: str) -> dict[str, str]:
-    """What the checks in a function allow: last part of the key -> words."""
+    """What the checks in a function allow: full key -> words."""
     return _calls(module, definition(module, function), {})
 
 
@@ -189,7 +189,7 @@ def _ranges(module: str, node: ast.ClassDef) -> dict[str, str]:
     """What the checks in a class's `__post_init__` allow: field -> words."""
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and method.name == "__post_init__":
-            return _calls(module, method, {})
+            return {key.rpartition(".")[2]: text for key, text in _calls(module, method, {}).items()}
     return {}
 
 
@@ -227,7 +227,7 @@ def _allowed(module: str, call: ast.Call, names: Mapping[str, Any]) -> dict[str,
     if kind not in ("check_number", "check_choice", "OptionError"):
         return {}
     try:
-        key = str(value_of(call.args[0], module, names)).rpartition(".")[2]
+        key = str(value_of(call.args[0], module, names))
         if kind == "OptionError":
             text = value_of(call.args[2], module, names)
             return {key: text.removeprefix("allowed: ")} if text.startswith("allowed: ") else {}

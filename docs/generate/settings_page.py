@@ -33,6 +33,7 @@ SECTIONS = (
     ("Sandbox", "reward.sandbox", f"{PACKAGE}.sandbox.config", "SandboxConfig"),
 )
 NOT_KEYS = {"TextRewardConfig": ("settings",), "ScorerConfig": ("name",)}
+OR_A_WORD = ("trainer.save_freq", "trainer.test_freq")  # a number or a word, which the comment says
 NOT_OF_RL = ("denoising",)  # estimators of supervised training
 # what may be named, by the decorator that adds to it
 NAMES = (
@@ -88,25 +89,24 @@ def page() -> str:
 
 def _named_choices() -> dict[str, str]:
     """What keys may be whose checks lie elsewhere than in their section's dataclass."""
-    found = {
-        f"algorithm.{key}": text
-        for key, text in declared.allowed_by(f"{PACKAGE}.trainer.checks", "check_names").items()
-    }
+    found = declared.allowed_by(f"{PACKAGE}.trainer.checks", "check_names")
     every = {each.name: each.allowed for each in declared.settings(f"{PACKAGE}.diffusion.estimators.base", "Estimator")}
     found |= {f"algorithm.estimation.{key}": text for key, text in every.items()}
     return found | {key: "see [names](#names)" for key, _ in NAMES}
 
 
 def lines(config: Path) -> list[Line]:
-    """The keys of a config with their comments; Hydra's own sections are left out."""
-    found, path = [], []
+    """The keys of a config with their comments, beside or in the line above; Hydra's own sections are left out."""
+    found, path, above = [], [], ""
     for line in config.read_text().splitlines():
         match = re.match(r"( *)([\w-]+):(?: +([^#]*?))? *(?:# (.*))?$", line)
         if not match or line.lstrip().startswith("#"):
+            above = line.lstrip(" #") if line.lstrip().startswith("#") else ""
             continue
         path = [*path[: len(match[1]) // 2], match[2]]
         if path[0] not in ("defaults", "hydra") and match[2] not in ("_target_", "preflight"):
-            found.append(Line(".".join(path), match[3] or None, match[4] or ""))
+            found.append(Line(".".join(path), match[3] or None, match[4] or above))
+        above = ""
     return found
 
 
@@ -246,21 +246,31 @@ def _ignored(places: tuple[tables.Place, ...]) -> str:
     return head + table(("key", "neutral", "why"), rows)
 
 
+def _kind(value: str) -> str:
+    """The type of a value as written in a config, in words; empty for null, which tells none."""
+    kind = type(yaml.safe_load(value)).__name__
+    return {"list": "list", "dict": "section", "NoneType": ""}.get(kind, declared.WORDS.get(kind, ""))
+
+
 def _sft() -> str:
     """The keys of `configs/sft_base.yaml` with their comments and ranges."""
     ranges = {key: row.allowed for key, row in tables.rows(tables.OF_SFT).items()}
+    of_function = declared.allowed_by(f"{PACKAGE}.trainer.sft_checks", "check_sft")
+    ranges |= {key: text for key, text in of_function.items() if key not in OR_A_WORD}
     module, cls = registered("register_estimator")["denoising"]
     for each in declared.settings(module, cls):
         ranges.setdefault(f"denoising.{each.name}", each.allowed)
     found = lines(CONFIGS / f"{SFT_BASE}.yaml")
     rows = [
-        (_code(each.key), _code(each.value), ranges.get(each.key, ""), each.comment) for each in found if each.value
+        (_code(each.key), _kind(each.value), _code(each.value), ranges.get(each.key, ""), each.comment)
+        for each in found
+        if each.value
     ]
     shown = {each.key for each in found}
     return "\n".join(
         [
             f"Keys of `configs/{SFT_BASE}.yaml`; [Supervised training](../sft.md) says what they do.\n",
-            table(("key", "default", "allowed", "meaning"), rows),
+            table(("key", "type", "default", "allowed", "meaning"), rows),
             "### Ranges of verl's keys in SFT\n",
             _ranges(tables.OF_SFT, shown),
             "### Settings that have no effect in SFT\n",
