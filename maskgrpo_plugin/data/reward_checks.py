@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from maskgrpo_plugin.data.checks import check_python_object
 from maskgrpo_plugin.data.row_files import Row, data_files
 from maskgrpo_plugin.errors import OptionError, first_line
+from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER
 from maskgrpo_plugin.rewards.text.config import SECTION, TEXT_REWARD_MANAGER, TextRewardConfig
 from maskgrpo_plugin.rewards.text.registry import TASKS, score, task_of
 
@@ -19,7 +20,8 @@ FUNCTION = f"{SECTION}.custom_reward_function"
 
 
 def check_text_rows(config: DictConfig) -> None:
-    """Check the scorer of a run's own, or that each row has a task and a ground truth; nothing without text rewards.
+    """Check the scorer of a run's own, or that each row of a text has a task and a ground truth; nothing where another
+    reward manager than the plugin's is named.
 
     Ground truths are read by scoring an empty text, in the plugin's own tasks that run nothing.
 
@@ -27,19 +29,27 @@ def check_text_rows(config: DictConfig) -> None:
         OptionError: a scorer that is not there, a column that is missing, or the first row that cannot be scored.
     """
     check_python_object(config, FUNCTION)
-    if config.reward.reward_manager.name != TEXT_REWARD_MANAGER:
+    manager = config.reward.reward_manager.name
+    if manager not in (TEXT_REWARD_MANAGER, IMAGE_REWARD_MANAGER):
         return
     is_custom = bool(OmegaConf.select(config, f"{FUNCTION}.path"))
     weights = TextRewardConfig.from_config(config).weights
     for file in data_files(config):
+        texts = [(n, row) for n, row in file.numbered() if manager == TEXT_REWARD_MANAGER or not _asks_for_image(row)]
+        if not texts:
+            continue
         for column in ("data_source", "reward_model"):
             if column not in file.content.columns:
                 columns = ", ".join(file.content.columns)
                 raise OptionError(file.key, file.name, f"the file has no column {column}; it has {columns}")
-        for number, row in file.numbered():
+        for number, row in texts:
             problem = row_problem(row, weights, is_custom=is_custom)
             if problem:
                 raise file.refuse(number, problem)
+
+
+def _asks_for_image(row: Row) -> bool:
+    return (row.get("extra_info") or {}).get("modality") == "t2i"
 
 
 def reward_problem(row: Mapping[str, Any], *, needs_truth: bool) -> str | None:

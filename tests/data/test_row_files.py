@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from maskgrpo_plugin.data import row_files
 from maskgrpo_plugin.data.checks import check_python_object, check_rows
+from maskgrpo_plugin.data.reward_checks import check_text_rows
 from maskgrpo_plugin.data.row_files import data_files
 from maskgrpo_plugin.errors import OptionError
 
@@ -99,3 +100,26 @@ def test_a_python_file_is_looked_into_without_running_it(tmp_path, source, name,
     else:
         with pytest.raises(OptionError, match=message):
             check_python_object(config, "reward.function")
+
+
+def test_texts_among_images_need_a_task_and_a_ground_truth(tmp_path):
+    image = {
+        "data_source": "p",
+        "reward_model": {"ground_truth": None},
+        "extra_info": {"modality": "t2i", "task": None},
+    }
+    text = {
+        "data_source": "p",
+        "reward_model": {"ground_truth": "5"},
+        "extra_info": {"modality": None, "task": "gsm8k"},
+    }
+    unscorable = text | {"reward_model": {"ground_truth": None}}
+
+    def check(*rows):
+        pq.write_table(pa.Table.from_pylist(list(rows)), tmp_path / "mixed.parquet")
+        reward = {"reward_manager": {"name": "maskgrpo_image"}, "custom_reward_function": {"path": None}}
+        check_text_rows(OmegaConf.merge(run(tmp_path / "mixed.parquet"), {"reward": reward}))
+
+    check(image, text)
+    with pytest.raises(OptionError, match=r"row 2\b.*ground_truth"):
+        check(image, text, unscorable)

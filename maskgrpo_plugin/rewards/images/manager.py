@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from maskgrpo_plugin.rewards.images.actors import ScorerPool
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig, ScorerConfig
 from maskgrpo_plugin.rewards.images.sample import ImageSample
 from maskgrpo_plugin.rewards.images.worker import Scored
+from maskgrpo_plugin.rewards.text.manager import TextRewardManager
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ IMAGE_FIELD = "image"
 
 @register_reward_manager(IMAGE_REWARD_MANAGER)
 class ImageRewardManager(RewardManagerBase):
-    """Scores images, one rollout at a time; the scorers batch across rollouts and reward workers.
+    """Scores images, one rollout at a time; the scorers batch across rollouts and reward workers. A row that asks for
+    no image (`extra_info.modality` is not `t2i`) is scored as a text, by `TextRewardManager`.
 
     A scorer that fails, takes too long or gives no finite number costs the sample its reward: reward 0,
     `reward_failed` 1, the cause in the log. What becomes of such a sample is `reward.image.on_failure`, which the
@@ -34,8 +37,7 @@ class ImageRewardManager(RewardManagerBase):
 
     Args:
         config: verl's whole configuration, with `reward.image`.
-        tokenizer: not used.
-        compute_score, reward_router_address, reward_model_tokenizer: verl passes them; not used.
+        tokenizer, compute_score, reward_router_address, reward_model_tokenizer: for texts, see `TextRewardManager`.
 
     Raises:
         OptionError: a setting that cannot work.
@@ -51,13 +53,19 @@ class ImageRewardManager(RewardManagerBase):
         reward_model_tokenizer: Any = None,
     ):
         super().__init__(config, tokenizer, compute_score)
+        self._for_texts = (config, tokenizer, compute_score, reward_router_address, reward_model_tokenizer)
         self.settings = ImageRewardConfig.from_config(config.reward.get("image"))
         self.pools = {scorer.name: _start(scorer) for scorer in self.settings.scorers}
         for pool in self.pools.values():
             pool.wait_until_ready(self.settings.startup_timeout_s)
 
+    @cached_property
+    def texts(self) -> TextRewardManager:
+        """Scores the rows that ask for no image."""
+        return TextRewardManager(*self._for_texts)
+
     async def run_single(self, data: DataProto) -> dict[str, Any]:
-        """Score the image of the last sequence of `data`.
+        """Score the image of the last sequence of `data`, or its text.
 
         Args:
             data: verl's batch of one rollout; see `image_sample` for what is read of it.
@@ -65,12 +73,15 @@ class ImageRewardManager(RewardManagerBase):
         Returns:
             `reward_score`, a finite float, and `reward_extra_info`, floats by name, the same names for every sample:
             `score`, `reward_failed` (0 or 1), and for each scorer `<name>` (0 where it failed), `<name>_failed` (0 or
-            1), `<name>_latency_s` (seconds) and `<name>_batch_size`.
+            1), `<name>_latency_s` (seconds) and `<name>_batch_size`; of a text see `TextRewardManager.run_single`.
 
         Raises:
-            ValueError: the rollout has no image.
+            ValueError: an image was asked for and the rollout has none, or nobody can score the text's task.
         """
-        sample = image_sample(data[-1].non_tensor_batch)
+        rows = data[-1].non_tensor_batch
+        if not asks_for_image(rows):
+            return await self.texts.run_single(data)
+        sample = image_sample(rows)
         reference = ray.put(sample)  # once for all scorers
         names = list(self.pools)
         found = await asyncio.gather(*(self.pools[name].score(reference) for name in names))
@@ -113,6 +124,12 @@ def image_sample(rows: Mapping[str, Any]) -> ImageSample:
         ground_truth=_plain((rows.get("reward_model") or {}).get("ground_truth")),
         metadata=_plain(metadata),
     )
+
+
+def asks_for_image(rows: Mapping[str, Any]) -> bool:
+    """Whether a row of verl's batch is to have an image: it has one, or its `extra_info.modality` is `t2i`."""
+    has_image = (rows.get("tool_extra_fields") or {}).get(IMAGE_FIELD) is not None
+    return has_image or (rows.get("extra_info") or {}).get("modality") == "t2i"
 
 
 def rollout_image(rows: Mapping[str, Any]) -> np.ndarray:

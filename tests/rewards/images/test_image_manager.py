@@ -32,14 +32,14 @@ def session():
     ray.shutdown()
 
 
-def make_manager(scorers, **settings):
+def make_manager(scorers, tokenizer=None, **settings):
     from maskgrpo_plugin.rewards.images.manager import ImageRewardManager
 
     config = OmegaConf.create({"reward": {"image": {"scorers": scorers, "startup_timeout_s": 300, **settings}}})
-    return ImageRewardManager(config, tokenizer=None)
+    return ImageRewardManager(config, tokenizer)
 
 
-def rollout(image, content="a grey square", ground_truth="", **extra_info):
+def rollout(image, content="a grey square", ground_truth="", tokens=(0, 0, 0, 0), **extra_info):
     """verl's batch of one rollout, as the agent loop makes it."""
     from verl import DataProto
 
@@ -54,7 +54,9 @@ def rollout(image, content="a grey square", ground_truth="", **extra_info):
     for key, value in rows.items():
         columns[key] = np.empty(1, dtype=object)
         columns[key][0] = value
-    return DataProto.from_dict(tensors={"responses": torch.zeros(1, 4, dtype=torch.long)}, non_tensors=columns)
+    responses = torch.tensor([tokens])
+    tensors = {"responses": responses, "attention_mask": (responses > 0).long()}
+    return DataProto.from_dict(tensors=tensors, non_tensors=columns)
 
 
 def grey(level):
@@ -145,7 +147,24 @@ def test_a_scorer_that_cannot_be_made_ends_the_start(session):
 def test_a_rollout_without_an_image_is_a_mistake_in_the_setup(session):
     manager = make_manager({"light": BRIGHTNESS})
     with pytest.raises(ValueError, match=r"no 'image'.*image model"):
-        run_all(manager, rollout(None))
+        run_all(manager, rollout(None, modality="t2i"))
+
+
+def test_rows_that_ask_for_no_image_are_scored_as_texts(session, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "rewards" / "text")
+    from test_scorers import CharacterTokenizer
+
+    manager = make_manager({"light": BRIGHTNESS}, tokenizer=CharacterTokenizer())
+    image, *texts = run_all(
+        manager,
+        grey(51),
+        rollout(None, ground_truth="5", tokens=[ord("5"), 1, 0], task="arithmetic"),
+        rollout(None, ground_truth="seven", tokens=[*map(ord, "Seven"), 1], task="short_answer", modality="mmu"),
+        rollout(None, ground_truth="6", tokens=[ord("5"), 1, 0], task="arithmetic"),
+    )
+    assert image["reward_score"] == pytest.approx(0.2)
+    assert [text["reward_score"] for text in texts] == [1.0, 1.0, 0.0]
+    assert all("light" not in text["reward_extra_info"] for text in texts)
 
 
 def test_what_the_scorers_see_of_a_row():
