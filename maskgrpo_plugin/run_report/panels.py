@@ -37,7 +37,7 @@ PANELS = (
     Panel(REWARD, "Validation", "mean over the rows", r"val-core/(?P<name>.+)"),
     Panel(REWARD, "Training loss", "loss", r"train/(?P<name>loss)"),
     Panel(REWARD, "Validation loss", "loss", r"val/(?P<name>.+)"),
-    Panel(PARTS, "Lost and failed samples", "samples", r"(?:reward|val-aux)/(?P<name>(?:lost|failed|dropped)_samples)"),
+    Panel(PARTS, "Lost and failed samples", "samples", r"(?P<name>(?:reward|val-aux)/(?:lost|failed|dropped)_samples)"),
     Panel(PARTS, "Failures", "share of the samples", rf"reward/(?P<name>{FAILURES})"),
     Panel(PARTS, "Scoring time and batches", "s, or texts", r"reward/(?P<name>.*_latency_s|.*_batch_size)"),
     Panel(PARTS, "Reward components", "mean over the samples", r"reward/(?P<name>.+)"),

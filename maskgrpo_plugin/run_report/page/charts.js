@@ -39,15 +39,21 @@ function linesOf(panel, runs, steps) {
   const lines = [];
   for (const each of runs) {
     panel.series.forEach((series, place) => {
+      if (isExtreme(panel, series) && runs.length > 1) return;
       const values = valuesAt(each.run, series.metric, steps);
       if (!values) return;
-      const several = panel.series.length > 1;
+      const several = panel.series.filter(other => !isExtreme(panel, other)).length > 1;
       const label = alone ? series.label : several ? `${each.run.name}: ${series.label}` : each.run.name;
       const bad = values.filter(value => value === null).length;
       lines.push({ label, values, bad, colour: tone(alone ? place : each.place), dash: DASHES[place % DASHES.length] });
     });
   }
   return lines;
+}
+
+// whether a line is the smallest or the largest of what another one is the mean of: too many lines, with several runs
+function isExtreme(panel, series) {
+  return ["min", "max"].includes(series.label) && panel.series.some(other => other.label === "mean");
 }
 
 function axes(label) {
@@ -69,15 +75,33 @@ function lineOptions(panel, lines, width) {
     series.push(drawn);
   }
   return {
-    width, height: HEIGHT, series, axes: axes(panel.axis), scales: { x: { time: false, range: padded } },
+    width, height: HEIGHT, series, axes: axes(panel.axis), padding: [8, 14, 0, 0],
+    scales: { x: { time: false, range: padded }, y: { range: roomy } },
     cursor: { sync: { key: "steps" }, focus: { prox: 24 } }, focus: { alpha: .35 },
-    legend: { markers: { width: 0, fill: (plot, place) => plot.series[place].stroke() } },
   };
 }
 
 // a single step has room on both sides
 function padded(plot, low, high) {
   return low === high ? [low - 1, high + 1] : [low, high];
+}
+
+function roomy(plot, low, high) {
+  if (low === null) return [0, 1];
+  if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) / 10, low + Math.abs(low) / 10];
+  return uPlot.rangeNum(low, high, .1, true);
+}
+
+// a stretch of a line as a background: what is drawn and what is left out, in turns
+function strokeOf(colour, dash) {
+  if (!dash?.length) return colour;
+  let end = 0;
+  const stops = dash.flatMap((length, place) => {
+    const start = end;
+    end += length;
+    return [`${place % 2 ? "transparent" : colour} ${start}px ${end}px`];
+  });
+  return `repeating-linear-gradient(to right, ${stops.join(", ")})`;
 }
 
 class Chart {
@@ -103,7 +127,11 @@ class Chart {
   put(options, columns) {
     this.plot?.destroy();
     this.plot = new uPlot(options, columns, this.place);
-    for (const row of this.place.querySelectorAll(".u-series.raw")) row.hidden = true;
+    this.place.querySelectorAll(".u-series").forEach((row, place) => {
+      const series = this.plot.series[place], marker = row.querySelector(".u-marker");
+      row.hidden = row.classList.contains("raw");
+      if (series.stroke && marker) marker.style.background = strokeOf(series.stroke(this.plot, place), series.dash);
+    });
     this.stale = false;
   }
 }
@@ -112,6 +140,7 @@ class Curve extends Chart {
   constructor(panel) {
     super(panel.title, panel.note);
     this.panel = panel;
+    this.card.title = panel.series.map(series => series.metric).join(", ");
   }
 
   draw() {
@@ -122,7 +151,8 @@ class Curve extends Chart {
     const steps = all.filter((_, place) => kept[place]);
     for (const line of lines) line.values = line.values.filter((_, place) => kept[place]);
     const bad = lines.filter(line => line.bad).map(line => `${line.label}: ${line.bad} values are not finite`);
-    this.note.textContent = [this.panel.note, ...bad].filter(Boolean).join(" · ");
+    const metric = this.panel.series.length === 1 && this.panel.title !== this.panel.series[0].metric ? this.panel.series[0].metric : "";
+    this.note.textContent = [metric, this.panel.note, ...bad].filter(Boolean).join(" · ");
     const columns = lines.flatMap(line => smoothing > 0 ? [line.values, smooth(line.values, smoothing)] : [line.values]);
     this.put(lineOptions(this.panel, lines, this.width()), [steps, ...columns]);
   }
@@ -178,8 +208,7 @@ class Stages extends Chart {
       width: this.width(), height: 300, axes: axes("seconds per step"), cursor: { sync: { key: "steps" } },
       series: [{ label: "step", value: (plot, step) => step === null ? "–" : String(step) }, ...series],
       scales: { x: { time: false, range }, y: { range: (plot, low, high) => [0, high * 1.05 || 1] } },
-      legend: { markers: { width: 0, fill: (plot, place) => plot.series[place].stroke() } },
-    }, [steps, ...piles]);
+      }, [steps, ...piles]);
   }
 }
 
@@ -225,7 +254,7 @@ function drawTimes() {
     const runs = data.runs.map((run, place) => ({ run, place })).filter(({ run }) => run.metrics.values[data.wholeStep]);
     times.push(...runs.map(each => new Stages(each)));
     const grid = element("div", { className: "grid wide" }, ...times.map(chart => chart.card));
-    at("time").replaceChildren(times.length ? grid : empty("No run tells the time of its stages (timing_s/…)."));
+    at("part-time").replaceChildren(times.length ? grid : empty("No run tells the time of its stages (timing_s/…)."));
   }
   for (const chart of times) {
     chart.card.hidden = hiddenRuns.has(chart.number);

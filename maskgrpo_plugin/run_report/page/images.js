@@ -22,7 +22,7 @@ function latest(run, step) {
 function drawImages() {
   const runs = shownRuns().filter(({ run }) => run.sheets.length), steps = sheetSteps(runs);
   if (!steps.length) {
-    at("images").replaceChildren(empty("No contact sheets were found. Runs of images draw one at each validation, "
+    at("part-images").replaceChildren(empty("No contact sheets were found. Runs of images draw one at each validation, "
       + "under images in their folder."));
     return;
   }
@@ -46,7 +46,7 @@ function drawImages() {
   all.addEventListener("change", () => { sheetState.all = all.checked; draw(); });
   const bar = element("div", { className: "bar" },
     element("label", { className: "grow" }, "step ", slider, value), element("label", null, all, " all steps"));
-  at("images").replaceChildren(bar, place);
+  at("part-images").replaceChildren(bar, place);
   draw();
 }
 

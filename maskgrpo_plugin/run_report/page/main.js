@@ -26,7 +26,7 @@ function drawNotes() {
 function show(name) {
   tab = name;
   for (const each of TABS) {
-    at(each).hidden = each !== name;
+    at(`part-${each}`).hidden = each !== name;
     at(`tab-${each}`).setAttribute("aria-selected", String(each === name));
     at(`tab-${each}`).tabIndex = each === name ? 0 : -1;
   }

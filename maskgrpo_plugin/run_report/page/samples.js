@@ -157,7 +157,7 @@ function drawMore() {
 
 function drawSamples() {
   const any = picked.run !== null;
-  for (const bar of at("samples").querySelectorAll(".bar")) bar.hidden = !any;
+  for (const bar of at("part-samples").querySelectorAll(".bar")) bar.hidden = !any;
   if (!any) {
     at("sample-list").replaceChildren(empty("No samples were found. A run writes them to trainer.rollout_data_dir and "
       + "trainer.validation_data_dir, trainer.dump_rows of a step."));
