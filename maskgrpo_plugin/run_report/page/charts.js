@@ -36,14 +36,12 @@ function faint(colour) {
 // the lines of a panel: one per metric and run that has it
 function linesOf(panel, runs, steps) {
   const alone = data.runs.length === 1;
-  const lines = [];
+  const lines = [], shown = panel.series.filter(series => runs.length === 1 || !isExtreme(panel, series));
   for (const each of runs) {
-    panel.series.forEach((series, place) => {
-      if (isExtreme(panel, series) && runs.length > 1) return;
+    shown.forEach((series, place) => {
       const values = valuesAt(each.run, series.metric, steps);
       if (!values) return;
-      const several = panel.series.filter(other => !isExtreme(panel, other)).length > 1;
-      const label = alone ? series.label : several ? `${each.run.name}: ${series.label}` : each.run.name;
+      const label = alone ? series.label : shown.length > 1 ? `${each.run.name}: ${series.label}` : each.run.name;
       const bad = values.filter(value => value === null).length;
       lines.push({ label, values, bad, colour: tone(alone ? place : each.place), dash: DASHES[place % DASHES.length] });
     });
