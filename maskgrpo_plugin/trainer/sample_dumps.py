@@ -4,6 +4,7 @@ A training step's rows hold more than verl's: the rewards' components, the advan
 tokens with the sampler's step that revealed each.
 """
 
+import copy
 import json
 import logging
 import math
@@ -57,26 +58,29 @@ class DumpingTrainer(PPOTrainer):
                 return
             data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=list(FIELDS))
             columns = {name: _listed(data[name]) if name in data else [None] * len(keys) for name in FIELDS}
-            file = Path(rollout_data_dir).expanduser() / f"{self.global_steps}.jsonl"
-            self._submit_dump(file, keys, columns, self.global_steps)
+            self._submit(self._rows_of(keys, columns), rollout_data_dir)
 
-    def _submit_dump(self, file: Path, keys: Sequence[str], columns: Mapping[str, list[Any]], step: int) -> None:
-        tokenizer = self.tokenizer
+    def _rows_of(self, keys: Sequence[str], columns: Mapping[str, list[Any]]) -> Callable[[], list[dict[str, Any]]]:
+        """What makes the rows of a step, later and in another thread."""
+        if not hasattr(self, "_dump_tokenizer"):  # a tokenizer that two threads use may refuse one of them
+            self._dump_tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer, step = self._dump_tokenizer, self.global_steps
         stops = frozenset(stop_token_ids(tokenizer))
 
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
-        def write() -> None:
-            rows = [
-                sample_row(key, {name: column[n] for name, column in columns.items()}, step, decode, stops)
-                for n, key in enumerate(keys)
-            ]
-            write_rows(rows, file)
+        def make() -> list[dict[str, Any]]:
+            rows = [{name: column[n] for name, column in columns.items()} for n in range(len(keys))]
+            return [sample_row(key, row, step, decode, stops) for key, row in zip(keys, rows, strict=True)]
 
-        # verl's thread, whose shutdown waits for what was submitted
+        return make
+
+    def _submit(self, make_rows: Callable[[], Sequence[Mapping[str, Any]]], folder: str) -> None:
+        """Write the step's rows in verl's thread, whose shutdown waits for them."""
+        file = Path(folder).expanduser() / f"{self.global_steps}.jsonl"
         self._dump_futures = [future for future in self._dump_futures if not future.done()]
-        self._dump_futures.append(self._dump_executor.submit(write))
+        self._dump_futures.append(self._dump_executor.submit(write_samples, make_rows, file))
 
     def _dump_generations(
         self,
@@ -95,8 +99,7 @@ class DumpingTrainer(PPOTrainer):
         columns = {"input": inputs, "output": outputs, "gts": gts, "score": scores, **reward_extra_infos_dict}
         step = self.global_steps
         rows = [{name: column[n] for name, column in columns.items()} | {"step": step} for n in chosen]
-        file = Path(dump_path).expanduser() / f"{step}.jsonl"
-        self._dump_futures.append(self._dump_executor.submit(write_rows, rows, file))
+        self._submit(lambda: rows, dump_path)
 
 
 def chosen_rows(groups: Sequence[str], most: int, seed: int) -> list[int]:
@@ -183,14 +186,19 @@ def prompt_text(messages: Any) -> str:
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write rows as JSONL, whole or not at all; where the disk refuses, the run goes on and the log says so."""
+    """Write rows as JSONL, whole or not at all; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as unfinished, unfinished.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
+
+
+def write_samples(make_rows: Callable[[], Sequence[Mapping[str, Any]]], file: Path) -> None:
+    """Make and write rows; where that fails the run goes on without them, and its log says so."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as unfinished, unfinished.open("w", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
-    except OSError as error:
-        logger.error("the samples of a step could not be written to %s: %s", file, error)
+        write_rows(make_rows(), file)
+    except Exception:
+        logger.exception("the samples of a step could not be written to %s", file)
 
 
 def _content(content: Any) -> str:

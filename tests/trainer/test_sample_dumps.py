@@ -6,7 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from maskgrpo_plugin.trainer.sample_dumps import chosen_rows, group_of, prompt_text, sample_row, write_rows
+from maskgrpo_plugin.trainer.sample_dumps import (
+    chosen_rows,
+    group_of,
+    prompt_text,
+    sample_row,
+    write_rows,
+    write_samples,
+)
 
 LETTERS = {0: "a", 1: "b", 2: " c", 9: "<end>"}
 
@@ -97,9 +104,9 @@ def test_rows_are_written_whole_with_numpys_values(tmp_path):
     assert json.loads((tmp_path / "new" / "3.jsonl").read_text()) == {"a": 0.5, "b": [0, 1], "c": "é</script>"}
 
 
-def test_a_disk_that_refuses_is_said_and_ends_nothing(tmp_path, caplog):
+def test_a_failure_is_said_and_ends_nothing(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    write_rows([{}], tmp_path / "file" / "3.jsonl")
+    write_samples(lambda: [{}], tmp_path / "file" / "3.jsonl")
     assert "could not be written" in caplog.text and "3.jsonl" in caplog.text
 
 
