@@ -126,3 +126,72 @@ def test_numbers_that_cannot_work_are_named(tiny_run, key):
     config = ranks.compose_config(tiny_run)
     check_trainer(config)
     assert config.trainer.rollout_data_dir == f"{config.trainer.default_local_dir}/rollouts"
+
+
+class Futures:
+    """verl's executor, which runs at once."""
+
+    def submit(self, function, *arguments):
+        from concurrent.futures import Future
+
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
+def test_a_step_is_written_from_what_transfer_queue_holds(tmp_path, monkeypatch):
+    import torch
+    from omegaconf import OmegaConf
+    from transfer_queue import KVBatchMeta
+    from verl.trainer.ppo.v1.agent_loop_tq import list_of_dict_to_tensordict
+
+    from maskgrpo_plugin.trainer import sample_dumps
+
+    tensors = ("responses", "response_mask", "rm_scores", "advantages")
+    held = {}
+    for number in range(8):
+        row = fields(index=number // 4)
+        row["responses"] = [0] * (number % 3) + [9]
+        size = len(row["responses"])
+        row |= {"response_mask": [1] * size, "rm_scores": [0.0] * (size - 1) + [0.5], "advantages": [1.5] * size}
+        row["extra_fields"]["reveal_step"] = list(range(size))
+        row |= {name: torch.tensor(row[name]) for name in tensors} | {"prompts": torch.tensor([1, 2])}
+        held[f"u{number // 4}_{number % 4}_0"] = row
+
+    def kv_batch_get(keys, partition_id, select_fields):
+        return list_of_dict_to_tensordict([{name: held[key][name] for name in select_fields} for key in keys])
+
+    class Tokenizer:
+        eos_token_id = 9
+
+        def get_vocab(self):
+            return {}
+
+        def decode(self, ids, **_):
+            return decode(ids)
+
+    class Trainer(sample_dumps.DumpingTrainer):
+        def __init__(self):
+            self.config = OmegaConf.create({"trainer": {"dump_rows": 5, "dump_freq": 2}})
+            self.tokenizer, self._dump_executor, self._dump_futures = Tokenizer(), Futures(), []
+
+        def on_sample_end(self):
+            pass
+
+        def on_step_end(self):
+            pass
+
+    monkeypatch.setattr(sample_dumps.tq, "kv_batch_get", kv_batch_get)
+    trainer = Trainer()
+    batch = KVBatchMeta(partition_id="train", keys=list(held), tags=[{"is_padding": False}] * 8)
+    for trainer.global_steps in (1, 2):
+        trainer._log_rollout_data(batch, {}, str(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["2.jsonl"]
+    rows = [json.loads(line) for line in (tmp_path / "2.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and len({row["group"] for row in rows}) == 1
+    for row in rows:
+        assert row["pieces"] == ["a"] * row["length"] + ["<end>"] and row["reveal_step"] == list(
+            range(row["length"] + 1)
+        )
+        assert (row["score"], row["advantage"], row["gts"], row["input"]) == (0.5, 1.5, "2", "1+1=")
+        assert row["rewards"] == {"acc": 1.0, "format": 0.5} and f"u{row['row']}" == row["group"]
