@@ -52,7 +52,7 @@ FURTHER = {  # keys that verl or the plugin reads and neither ships nor declares
     "data.apply_chat_template_kwargs": (),
     "reward": ("timeout_s", "weights", "image", "sandbox", "reward_kwargs", "timeout"),
     "reward.custom_reward_function": ("reward_kwargs",),
-    "trainer": ("remove_previous_ckpt_in_save",),
+    "trainer": ("remove_previous_ckpt_in_save", "dump_rows", "dump_freq"),
 }
 FRACTIONAL = ("num_warmup_batches", "esi_redundant_time", "ray_wait_register_center_timeout", "nccl_timeout")
 ANY_SCALAR = ("trainer.project_name", "trainer.experiment_name")

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from maskgrpo_plugin.generation.completions import Job
-from maskgrpo_plugin.generation.recording import token_pieces
 from maskgrpo_plugin.generation.terminal import Piece, Screen, wrap
+from maskgrpo_plugin.token_text import token_pieces
 
 HIDDEN = "░"
 _BAR = 32

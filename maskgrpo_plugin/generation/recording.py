@@ -1,6 +1,6 @@
 """What a sampler's observer keeps of a denoising: which tokens each step revealed, and how probable they were."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -92,24 +92,3 @@ def evenly(count: int, most: int) -> list[int]:
     """
     kept = min(count, most)
     return [(n + 1) * count // kept - 1 for n in range(kept)]
-
-
-def token_pieces(decode: Callable[[list[int]], str], ids: list[int]) -> list[str]:
-    """The text that each token adds to those before it.
-
-    A character that several tokens make together is the first one's, and the others add nothing. White space that
-    stands between tokens belongs to the later one.
-
-    Args:
-        decode: from tokens to text.
-        ids: tokens that follow one another.
-    """
-    pieces = [""] * len(ids)
-    start = read = 0  # the last group of tokens that made whole characters: from `start` below `read`
-    for end in range(1, len(ids) + 1):
-        before, after = decode(ids[start:read]), decode(ids[start:end])
-        if after.endswith("\ufffd") and end < len(ids):
-            continue
-        pieces[read] = after[len(before) :]
-        start, read = read, end
-    return pieces

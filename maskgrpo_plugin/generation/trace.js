@@ -2,7 +2,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = id => document.getElementById(id);
-const dark = matchMedia("(prefers-color-scheme: dark)");
 const state = { completion: 0, step: 0, colour: null };   // colour null: that of the kind of completion
 let shown = null;   // the completion that is on the page: its entry, its tokens' elements, its images
 let timer = null;
@@ -11,8 +10,8 @@ let timer = null;
 
 function colour(mode, share, alpha) {
   const onPixels = shown.entry.kind === "image";
-  const [light, chroma] = onPixels ? [.72, .13] : dark.matches ? [.42, .1] : [.89, .07];
-  if (mode === "step") return `oklch(${light} ${chroma} ${230 + 125 * share} / ${alpha})`;
+  const [light, chroma] = onPixels ? [.72, .13] : paleTone();
+  if (mode === "step") return stepColour(share, [light, chroma], alpha);
   const doubt = 1 - share;
   return `oklch(${light} ${.02 + 1.3 * chroma * doubt} ${150 - 85 * Math.min(1, 2 * doubt)} / ${alpha * (.35 + .65 * doubt)})`;
 }
@@ -53,19 +52,6 @@ const percent = share => share.toFixed(3);
 const about = mark => `step ${mark.step + 1}, certainty ${percent(mark.probability)}`;
 
 // ---- text
-
-function fill(element, text) {
-  element.replaceChildren();
-  text.split("\n").forEach((line, number) => {
-    if (number > 0) {
-      const mark = document.createElement("span");
-      mark.className = "mark";
-      mark.textContent = "↵";
-      element.append(mark, "\n");
-    }
-    element.append(line);
-  });
-}
 
 function layOutText(entry) {
   const special = new Set(entry.special), written = new Set(entry.written);

@@ -2,11 +2,8 @@
 
 import base64
 import io
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,9 @@ from torch import Tensor
 from maskgrpo_plugin.files import written_whole
 from maskgrpo_plugin.generation.checkpoint import Checkpoint
 from maskgrpo_plugin.generation.completions import Completion
-from maskgrpo_plugin.generation.recording import Frame, canvas_after, evenly, token_pieces
+from maskgrpo_plugin.generation.recording import Frame, canvas_after, evenly
+from maskgrpo_plugin.pages import embedded, filled, part
+from maskgrpo_plugin.token_text import token_pieces
 
 
 @dataclass
@@ -138,16 +137,13 @@ def fill_hidden(tokens: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor
 
 def page(data: dict[str, Any]) -> str:
     """The page with its data, as JSON in which nothing can end the element that holds it."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    parts = {"@STYLE@": _part("trace.css"), "@SCRIPT@": _part("trace.js"), "@DATA@": text}
-    # all at once: a part may hold the name of another
-    return re.sub("|".join(parts), lambda found: parts[found[0]], _part("trace.html"))
+    parts = {"@LOOK@": part("maskgrpo_plugin.pages", "look.css"), "@SHARED@": part("maskgrpo_plugin.pages", "look.js")}
+    parts |= {"@STYLE@": _part("trace.css"), "@SCRIPT@": _part("trace.js"), "@DATA@": embedded(data)}
+    return filled(_part("trace.html"), parts)
 
 
 def _part(name: str) -> str:
-    return files("maskgrpo_plugin.generation").joinpath(name).read_text(encoding="utf-8")
+    return part("maskgrpo_plugin.generation", name)
 
 
 def png(image: np.ndarray) -> str:

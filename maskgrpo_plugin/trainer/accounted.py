@@ -17,6 +17,7 @@ from verl.workers.utils.padding import response_to_nested
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
 from maskgrpo_plugin.trainer.accounting import Ledger, LostSamples
+from maskgrpo_plugin.trainer.run_record import record_run
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.rollout.client import WholeAnswerClient
 
@@ -57,11 +58,13 @@ class AccountedTrainer(PPOTrainer):
         )
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """verl's training loop; where a process of the run dies that is not restarted, it ends with the actor's name.
+        """verl's training loop, after the run's record; where a process of the run dies that is not restarted, it ends
+        with the actor's name.
 
         Raises:
             RuntimeError: such a process died.
         """
+        record_run(self.config, self.global_steps)
         try:
             super().fit(agent_loop_manager)
         except RayActorError as error:

@@ -33,6 +33,8 @@ TRAINER = {
     "test_freq": OR_NEVER,
     "max_actor_ckpt_to_keep": COUNT_OR_NULL,
     "log_val_generations": Range(0),
+    "dump_rows": Range(0),
+    "dump_freq": OR_NEVER,
     "esi_redundant_time": NOT_NEGATIVE,
     "ray_wait_register_center_timeout": POSITIVE,
     "v1.maskgrpo_sync.poll_interval_s": POSITIVE,

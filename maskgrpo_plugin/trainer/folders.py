@@ -32,8 +32,7 @@ def check_folders(config: DictConfig) -> None:
             continue
         if not isinstance(folder, str):
             raise OptionError(f"trainer.{name}", folder, "allowed: the path of a folder")
-        if name != "default_local_dir" or trainer.save_freq > 0 or trainer.resume_mode == "auto":
-            _check_writable(f"trainer.{name}", folder)
+        _check_writable(f"trainer.{name}", folder)
     _check_resume(config)
     if trainer.save_freq > 0:
         _check_space(config)

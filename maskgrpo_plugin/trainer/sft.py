@@ -31,6 +31,7 @@ from maskgrpo_plugin.export import export
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.trainer.checkpoints import STEP, explained
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
+from maskgrpo_plugin.trainer.run_record import record_run
 from maskgrpo_plugin.trainer.sft_batches import BatchOrder, divide
 from maskgrpo_plugin.trainer.sft_data import Source, read_sources
 from maskgrpo_plugin.trainer.sft_images import make_sketcher
@@ -279,6 +280,7 @@ class DenoisingTrainer(SFTTrainer):
 
     def _tracking(self) -> Tracking:
         trainer = self.config.trainer
+        record_run(self.config, self.resume_global_step)
         return Tracking(
             project_name=trainer.project_name,
             experiment_name=trainer.experiment_name,

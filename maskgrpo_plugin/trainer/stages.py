@@ -31,6 +31,7 @@ from maskgrpo_plugin.trainer.checkpoints import (
     whole_checkpoints,
 )
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
+from maskgrpo_plugin.trainer.sample_dumps import DumpingTrainer
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.scoring import Canvases, first_pass
 
@@ -41,7 +42,7 @@ ESTIMATION_FIELDS = ("input_ids", "prompts", "responses", "response_mask", "mask
 WORKER_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
 
 
-class MaskGRPOStages(AccountedTrainer):
+class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
     """What a MaskGRPO step (arXiv 2510.02880) does with its rollouts, over one of verl's trainers: rewards, old and
     reference estimates of every update's passes, advantages, then the μ updates in their order.
 

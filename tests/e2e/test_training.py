@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from maskgrpo_plugin.evaluation.checkpoints import merge_shards
+from maskgrpo_plugin.run_report.find import find_runs
+from maskgrpo_plugin.run_report.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -93,6 +95,26 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
     assert first["reward/reward_failed"] == 0.0
     assert first["actor/level_1/masked_share"] > 0.5
     assert {"rollout/tokens_per_s", "rollout/model_calls_per_token", "rollout/batch_fill"} <= set(first)
+    check_what_the_run_left(stopped, resumed[3])
+
+
+def check_what_the_run_left(folder, last):
+    """Record, metrics before the resume, and the samples of the last step with their order of revealing."""
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    assert [(start["step"], Path(start["metrics"]).name) for start in starts] == [
+        (0, "log.part1.jsonl"),
+        (2, "log.jsonl"),
+    ]
+    assert len((folder / "log.part1.jsonl").read_text().splitlines()) == 2
+    assert sorted(file.name for file in (folder / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl", "3.jsonl"]
+    rows = [json.loads(line) for line in (folder / "rollouts" / "3.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and len({row["group"] for row in rows}) == 4
+    assert sum(row["score"] for row in rows) / 16 == pytest.approx(last["critic/score/mean"])
+    for row in rows:
+        assert len(row["pieces"]) == len(row["reveal_step"]) and min(row["reveal_step"]) >= 0
+        assert row["rewards"]["score"] == pytest.approx(row["score"]) and row["input"].endswith("=")
+    (run,) = find_runs([folder])
+    assert list(read_metrics(run.metrics).rows) == [1, 2, 3]
 
 
 def test_the_autoregressive_baseline_trains_on_the_same_data(tiny_run, tmp_path):

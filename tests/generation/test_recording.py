@@ -6,7 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
 from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.generation.recording import Recorder, canvas_after, evenly, token_pieces
+from maskgrpo_plugin.generation.recording import Recorder, canvas_after, evenly
+from maskgrpo_plugin.token_text import token_pieces
 
 TEXT = "Zwölf naïve cafés, 漢字かな \U0001f9ea\U0001f468\u200d\U0001f469 done\n  two spaces"
 
