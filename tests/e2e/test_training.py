@@ -30,7 +30,7 @@ def train(folder, run, config, *overrides, timeout=600, clean=True):
     """Run the entry point; returns the logged metrics by step. `clean`: its output may hold no traceback."""
     run.mkdir(parents=True, exist_ok=True)
     log = run / "log.jsonl"
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", config]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", config]
     environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(log), "HYDRA_FULL_ERROR": "1"}
     result = subprocess.run(
         [*command, f"hydra.run.dir={run}/hydra", *overrides],
