@@ -6,9 +6,11 @@ only, so a failure is repeated here as an error.
 
 import importlib
 import logging
+import warnings
 
 from maskgrpo_plugin.extensions import ExtensionError, load_extensions
 from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.run_facts import show_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,11 @@ MODULES = (
     "maskgrpo_plugin.validation",
 )
 
+# verl says so in every process of a run; an engine whose package is there and fails is not meant
+warnings.filterwarnings(
+    "ignore", r"\w+ engine is not available: ModuleNotFoundError", UserWarning, r"verl\.workers\.engine"
+)
+
 
 def register() -> tuple[Registered, ...]:
     """Import everything that registers something with verl or transformers; a second call changes nothing.
@@ -41,6 +48,7 @@ def register() -> tuple[Registered, ...]:
     return tuple(entry for name in MODULES for entry in importlib.import_module(name).REGISTERS)
 
 
+show_warnings()
 try:
     register()
 except Exception:
