@@ -8,6 +8,8 @@ from pathlib import Path
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import MARK, resolve_checkpoint
 
+__all__ = ["check_target", "export"]
+
 
 def export(model: str, output_dir: Path, base_model: str | None = None) -> None:
     """Write weights, config and tokenizer of a checkpoint, an adapter merged in.
