@@ -35,6 +35,7 @@ class Child:
     Attributes:
         log: the log's path; a temporary file until `keep_log_in` is called.
         messages: kind (`warning` or `phase`) and text of lines for the screen.
+        failed: the traceback that was there before the first signal was passed on; empty: none.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
@@ -44,7 +45,8 @@ class Child:
         self._file = os.fdopen(handle, "wb", buffering=0)
         self._lock = threading.Lock()
         self._tail: deque[str] = deque(maxlen=KEPT_LINES)
-        self._interrupts = 0
+        self._interrupts, self._signalled = 0, False
+        self.failed = ""
         # in a session of its own, so that Ctrl-C reaches it once, from here
         self.process = subprocess.Popen(
             command,
@@ -96,6 +98,8 @@ class Child:
                 signal.signal(kind, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if not self._signalled:
+            self.failed, self._signalled = last_traceback(list(self._tail)), True
         self._interrupts += number == signal.SIGINT
         if self.process.poll() is not None:
             return

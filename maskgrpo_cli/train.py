@@ -117,6 +117,8 @@ class Progress:
             return
         at = f" at step {self.step + 1}" if self.first else ""
         if status in (130, 143):
+            if self.child.failed:  # it had failed, and was slow to end
+                self.screen.error(self.child.failed)
             self.screen.line(f"stopped{at} after {took}", "yellow", last=True)
         else:
             self.screen.error(self.child.error())

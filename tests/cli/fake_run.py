@@ -74,7 +74,10 @@ if kind == "crash":
     say("")
     say("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
     sys.exit(1)
-if kind == "waits":
+if kind == "hangs":
+    say("Traceback (most recent call last):")
+    say("RuntimeError: of a run that does not end")
+if kind in ("waits", "hangs"):
 
     def stop(number, frame):
         say("cleaned up")

@@ -95,10 +95,11 @@ def test_a_crash_before_anything_is_known_shows_its_traceback_and_where_the_outp
     log.unlink()
 
 
-def test_ctrl_c_ends_the_run_cleanly_and_the_status_is_its_own(tmp_path):
+@pytest.mark.parametrize(("kind", "error"), [("waits", ""), ("hangs", "RuntimeError: of a run that does not end")])
+def test_ctrl_c_ends_the_run_cleanly_and_the_status_is_its_own(tmp_path, kind, error):
     script = (
         "import sys; from maskgrpo_cli.train import watch; from maskgrpo_cli.screen import Screen; "
-        f"sys.exit(watch([sys.executable, {str(FAKE)!r}, {str(tmp_path)!r}, 'waits'], Screen(sys.stdout)))"
+        f"sys.exit(watch([sys.executable, {str(FAKE)!r}, {str(tmp_path)!r}, {kind!r}], Screen(sys.stdout)))"
     )
     command = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "waiting").exists():
@@ -107,7 +108,7 @@ def test_ctrl_c_ends_the_run_cleanly_and_the_status_is_its_own(tmp_path):
     os.kill(command.pid, signal.SIGINT)
     shown, _ = command.communicate(timeout=60)
     assert command.returncode == 130, shown
-    assert "stopped at step 3" in shown and "Traceback" not in shown
+    assert "stopped at step 3" in shown and ("Traceback" in shown) == bool(error) and error in shown
     assert "cleaned up" in (tmp_path / "run" / "train.log").read_text()
 
 
