@@ -30,10 +30,14 @@ MODULES = (
     "maskgrpo_plugin.validation",
 )
 
-# verl says so in every process of a run; an engine whose package is there and fails is not meant
-warnings.filterwarnings(
-    "ignore", r"\w+ engine is not available: ModuleNotFoundError", UserWarning, r"verl\.workers\.engine"
-)
+
+def leave_out_missing_engines() -> None:
+    """Leave out verl's warnings of engines whose packages are not installed, which it gives in every process of a run.
+
+    An import that fails for another reason than a missing module is still warned of.
+    """
+    message = r"\w+ engine is not available: ModuleNotFoundError"
+    warnings.filterwarnings("ignore", message, UserWarning, r"verl\.workers\.engine")
 
 
 def register() -> tuple[Registered, ...]:
@@ -48,6 +52,7 @@ def register() -> tuple[Registered, ...]:
     return tuple(entry for name in MODULES for entry in importlib.import_module(name).REGISTERS)
 
 
+leave_out_missing_engines()
 show_warnings()
 try:
     register()
