@@ -77,7 +77,7 @@ PREPARE = {
     "image-questions": "maskgrpo_plugin.data.image_questions",
     "quickstart": "maskgrpo_plugin.quickstart",
 }
-MISSING = 2
+WRONG_USE = 2
 
 
 def forward(name: str, arguments: Sequence[str]) -> int:
@@ -98,7 +98,7 @@ def forward(name: str, arguments: Sequence[str]) -> int:
         if error.name != module:
             raise
         sys.stderr.write(f"error: this installation has no {module}, which `maskgrpo {name}` runs\n")
-        return MISSING
+        return WRONG_USE
     return int(command.main(rest) or 0)
 
 

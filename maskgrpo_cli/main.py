@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from maskgrpo_cli.forwarding import COMMANDS, MISSING, Forwarded, forward
+from maskgrpo_cli.forwarding import COMMANDS, WRONG_USE, Forwarded, forward, is_config
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 TRAIN_EXAMPLES = (
@@ -56,6 +56,9 @@ def _train(
 ) -> None:
     from maskgrpo_cli.train import train
 
+    if not is_config(config):
+        sys.stderr.write(f"error: {config!r} is no config; its name comes first, then options and overrides\n")
+        raise typer.Exit(WRONG_USE)
     raise typer.Exit(train(config, context.args))
 
 
@@ -87,5 +90,5 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(arguments, prog_name="maskgrpo")
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else MISSING if ended.code else 0
+        return ended.code if isinstance(ended.code, int) else WRONG_USE if ended.code else 0
     return 0

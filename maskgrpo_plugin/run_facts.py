@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from maskgrpo_cli.metrics import stamp
 from maskgrpo_cli.signals import FACTS_VARIABLE, PHASE_MARK, WARNING_MARK
@@ -56,9 +58,9 @@ class TellFacts(Callback):
         self.added: list[str] = []
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called with the composed config, which the run then gets."""
+        """Called with the composed config, which the run then gets; one that cannot be read is left to the checks."""
         if is_watched():
-            with read_write(config), open_dict(config):
+            with read_write(config), open_dict(config), suppress(OmegaConfBaseException, AttributeError):
                 self.added = switch_metrics_on(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -60,6 +60,11 @@ def test_a_run_that_nobody_watches_is_left_as_it_is(config, monkeypatch):
     assert OmegaConf.to_container(config, resolve=False) == before
 
 
+def test_what_cannot_be_read_is_left_to_the_checks(config, watched):
+    config.trainer.default_local_dir = "${no.such.key}"
+    run_facts.TellFacts().on_run_start(config)  # raises nothing
+
+
 def test_the_metrics_are_where_the_environment_says(config, watched, monkeypatch, tmp_path):
     monkeypatch.setenv(run_facts.ROOT_VARIABLE, str(tmp_path))
     assert run_facts.metrics_path(config) == tmp_path / "maskgrpo" / "quickstart.jsonl"

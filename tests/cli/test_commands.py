@@ -87,6 +87,15 @@ def test_a_wrong_command_is_refused():
     assert main(["nope"]) == 2
 
 
+def test_training_gets_the_config_first_and_hands_on_the_rest(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("maskgrpo_cli.train.train", lambda *arguments: calls.append(arguments) or 5)
+    assert main(["train", "quickstart", "--config-dir", "mine", "a.b=1", "+c=2"]) == 5
+    assert calls == [("quickstart", ["--config-dir", "mine", "a.b=1", "+c=2"])]
+    assert main(["train", "--config-dir", "mine", "quickstart"]) == 2
+    assert "its name comes first" in capsys.readouterr().err
+
+
 def test_the_methods_are_told_by_name_parts_and_paper(capsys):
     methods = {method.name: method for method in read_methods(config_folder() / "method")}
     assert sorted(methods) == sorted(file.stem for file in (config_folder() / "method").glob("*.yaml"))
