@@ -22,7 +22,7 @@ if [ "$config" = digits ]; then
   "$python" examples/digits/measure.py "$run"
   options+=(actor_rollout_ref.rollout.sampler.name="$sampler")
 fi
-"$python" -m verl.trainer.main_ppo --config-name "$config" trainer.default_local_dir="$run/$name" \
+"$python" -m maskgrpo_plugin train "$config" trainer.default_local_dir="$run/$name" \
   "${options[@]}" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$name" \
   --metric val-core/ --metric critic/score/mean --metric reward/digits --metric actor/kl_loss

@@ -10,7 +10,7 @@ source examples/environment.sh
 "$python" -m maskgrpo_plugin.quickstart --output-dir "$run" --seed "$seed"
 VERL_FILE_LOGGER_PATH=$run/sft.jsonl "$python" -m maskgrpo_plugin.sft --config-name sft_quickstart quickstart_dir="$run" \
   quickstart_seed="$seed"
-VERL_FILE_LOGGER_PATH=$run/rl.jsonl "$python" -m verl.trainer.main_ppo --config-name quickstart \
+VERL_FILE_LOGGER_PATH=$run/rl.jsonl "$python" -m maskgrpo_plugin train quickstart \
   quickstart_dir="$run" quickstart_seed="$seed" trainer.val_before_train=false trainer.test_freq=-1 "$@"
 for stage in initial model checkpoints; do
   "$python" -m maskgrpo_plugin.evaluate --model "$run/$stage" --data "$run/data/validation.parquet" --lengths 8 \
