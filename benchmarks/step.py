@@ -38,7 +38,7 @@ def run(config: str, folder: str, ranks: int, steps: int, overrides: list[str]) 
     """
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log.jsonl"
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", config]
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", config]
         options = [
             f"{config.removesuffix('_ar')}_dir={folder}",
             f"trainer.n_gpus_per_node={ranks}",

@@ -4,6 +4,16 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+__all__ = [
+    "OptionError",
+    "check_choice",
+    "check_keys",
+    "check_number",
+    "first_line",
+    "last_line",
+    "nearest",
+]
+
 
 class OptionError(ValueError):
     """A setting that cannot work; the message names its key, its value and what is allowed.

@@ -1,4 +1,7 @@
-"""`python -m maskgrpo_plugin.export`: a checkpoint of a run, or a LoRA adapter, as a folder in the published form."""
+"""`python -m maskgrpo_plugin.export`: a checkpoint of a run, or a LoRA adapter, as a folder in the published form.
+
+Beside weights, config and tokenizer it has a model card, README.md, that says how the model was trained.
+"""
 
 import argparse
 import logging
@@ -7,10 +10,13 @@ from pathlib import Path
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import MARK, resolve_checkpoint
+from maskgrpo_plugin.model_card import read_training, write_card
+
+__all__ = ["check_target", "export"]
 
 
 def export(model: str, output_dir: Path, base_model: str | None = None) -> None:
-    """Write weights, config and tokenizer of a checkpoint, an adapter merged in.
+    """Write weights, config and tokenizer of a checkpoint, an adapter merged in, and a model card.
 
     Args:
         model: a folder of verl's checkpoints (the latest is taken), one `global_step_N`, or a PEFT adapter.
@@ -23,6 +29,7 @@ def export(model: str, output_dir: Path, base_model: str | None = None) -> None:
     check_target("--output-dir", output_dir)
     if resolve_checkpoint(model, output_dir, base_model) != str(output_dir):
         raise OptionError("--model", model, "it is in the published form already")
+    write_card(output_dir, read_training(model, base_model))
 
 
 def check_target(key: str, folder: Path) -> None:

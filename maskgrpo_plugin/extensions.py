@@ -18,6 +18,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.imports import import_place
 
+__all__ = [
+    "GROUP",
+    "KEY",
+    "RUNTIME_VARIABLES",
+    "VARIABLE",
+    "ExtensionError",
+    "load_extensions",
+    "named_in_environment",
+    "read_config",
+]
+
 VARIABLE = "MASKGRPO_EXTENSIONS"
 GROUP = "maskgrpo_plugin.extensions"
 KEY = "extensions"

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from maskgrpo_plugin.files import written_whole
 
+__all__ = ["contact_sheet", "to_bytes", "to_images", "to_pixels", "write_contact_sheet"]
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw

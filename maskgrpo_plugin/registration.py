@@ -6,9 +6,11 @@ only, so a failure is repeated here as an error.
 
 import importlib
 import logging
+import warnings
 
 from maskgrpo_plugin.extensions import ExtensionError, load_extensions
 from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.run_facts import show_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,15 @@ MODULES = (
 )
 
 
+def leave_out_missing_engines() -> None:
+    """Leave out verl's warnings of engines whose packages are not installed, which it gives in every process of a run.
+
+    An import that fails for another reason than a missing module is still warned of.
+    """
+    message = r"\w+ engine is not available: ModuleNotFoundError"
+    warnings.filterwarnings("ignore", message, UserWarning, r"verl\.workers\.engine")
+
+
 def register() -> tuple[Registered, ...]:
     """Import everything that registers something with verl or transformers; a second call changes nothing.
 
@@ -41,6 +52,8 @@ def register() -> tuple[Registered, ...]:
     return tuple(entry for name in MODULES for entry in importlib.import_module(name).REGISTERS)
 
 
+leave_out_missing_engines()
+show_warnings()
 try:
     register()
 except Exception:

@@ -75,11 +75,14 @@ def _hydra_main(config: DictConfig) -> None:
         raise SystemExit(2 if isinstance(error, OptionError) else 1) from None
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is 0, 2 for a setting or a row that cannot work, 1 for what fails later."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if arguments is not None:
+        sys.argv[1:] = arguments  # where Hydra reads them
     _hydra_main()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def golden_path(golden_dir):
 
 @pytest.fixture(scope="session")
 def make_model():
-    """The module examples/quickstart/make_model.py."""
-    return load_example("make_model")
+    """The module that makes the quickstart's model and rows."""
+    return import_module("maskgrpo_plugin.quickstart")
 
 
 @pytest.fixture(scope="session")

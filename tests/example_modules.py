@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def load_example(name: str, folder: str = "quickstart"):
+def load_example(name: str, folder: str):
     """Import examples/<folder>/<name>.py as a module."""
     path = ROOT / "examples" / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{folder}_{name}", path)

@@ -17,12 +17,12 @@ options=(digits_dir="$run" digits_seed="$seed")
 export VERL_FILE_LOGGER_PATH=$run/digits_$name.jsonl
 [ -f "$run/sft/train.parquet" ] || "$python" examples/digits/make_models.py --output-dir "$run" --seed "$seed"
 [ -f "$run/$model/config.json" ] || VERL_FILE_LOGGER_PATH=$run/sft_$config.jsonl "$python" -m maskgrpo_plugin.sft \
-  --config-dir configs --config-name "sft_$config" "${options[@]}"
+  --config-name "sft_$config" "${options[@]}"
 if [ "$config" = digits ]; then
   "$python" examples/digits/measure.py "$run"
   options+=(actor_rollout_ref.rollout.sampler.name="$sampler")
 fi
-"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" trainer.default_local_dir="$run/$name" \
+"$python" -m maskgrpo_plugin train "$config" trainer.default_local_dir="$run/$name" \
   "${options[@]}" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$name" \
   --metric val-core/ --metric critic/score/mean --metric reward/digits --metric actor/kl_loss

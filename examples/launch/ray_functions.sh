@@ -2,7 +2,7 @@
 # Sourced by ray_cluster.sh and slurm.sbatch, or run as `bash ray_functions.sh start_worker HEAD_ADDRESS`: brings up a
 # Ray head and workers, and trains on them.
 # Reads PYTHON (python), RAY_PORT (6379), RAY_TMPDIR (Ray's own folder, a short path), RAY_ARGS (further arguments of
-# `ray start`; on the CPU "--num-cpus=16 --num-gpus=1", where the latter counts training ranks) and CONFIG.
+# `ray start`; on the CPU "--num-cpus=16 --num-gpus=1", where the latter counts training ranks), CONFIG, CONFIG_DIR.
 # Ray 2.60 lets only those in who know the cluster's token: RAY_AUTH_TOKEN, the same on all machines.
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 python=${PYTHON:-python} port=${RAY_PORT:-6379}
@@ -43,7 +43,7 @@ PYTHON
 train() { # train HEAD_ADDRESS NODES [hydra overrides …]: verl's entry point; Ray's resources are the cluster's
   local address=$1:$port nodes=$2
   shift 2
-  RAY_ADDRESS=$address "$python" -m verl.trainer.main_ppo --config-dir "${CONFIG_DIR:-configs}" \
+  RAY_ADDRESS=$address "$python" -m verl.trainer.main_ppo ${CONFIG_DIR:+--config-dir "$CONFIG_DIR"} \
     --config-name "${CONFIG:-llada_8b_gsm8k}" trainer.nnodes="$nodes" \
     ++ray_kwargs.ray_init.num_cpus=null ++ray_kwargs.ray_init.num_gpus=null "$@"
 }

@@ -7,13 +7,11 @@ cd "$(dirname "$0")/../.."
 run=${RUN_DIR:-runs/pipeline} seed=${SEED:-0}
 source examples/environment.sh
 
-"$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 --carry-share 0.6 --train-rows 4000 \
-  --validation-rows 512 --seed "$seed" --output-dir "$run/data"
-"$python" examples/quickstart/make_model.py --output-dir "$run" --seed "$seed"
+"$python" -m maskgrpo_plugin.quickstart --output-dir "$run" --seed "$seed"
 # one thread: more make so small a model slower
-OMP_NUM_THREADS=1 VERL_FILE_LOGGER_PATH=$run/sft.jsonl "$python" -m maskgrpo_plugin.sft --config-dir configs \
-  --config-name sft_quickstart quickstart_dir="$run" quickstart_seed="$seed"
-VERL_FILE_LOGGER_PATH=$run/rl.jsonl "$python" -m verl.trainer.main_ppo --config-dir configs --config-name quickstart \
+OMP_NUM_THREADS=1 VERL_FILE_LOGGER_PATH=$run/sft.jsonl "$python" -m maskgrpo_plugin.sft --config-name sft_quickstart \
+  quickstart_dir="$run" quickstart_seed="$seed"
+VERL_FILE_LOGGER_PATH=$run/rl.jsonl "$python" -m maskgrpo_plugin train quickstart \
   quickstart_dir="$run" quickstart_seed="$seed" trainer.val_before_train=false trainer.test_freq=-1 "$@"
 for stage in initial model checkpoints; do
   "$python" -m maskgrpo_plugin.evaluate --model "$run/$stage" --data "$run/data/validation.parquet" --lengths 8 \

@@ -8,14 +8,11 @@ cd "$(dirname "$0")/../.."
 run=${RUN_DIR:-runs/quickstart} config=${CONFIG:-quickstart} seed=${SEED:-0}
 source examples/environment.sh
 export VERL_FILE_LOGGER_PATH=$run/$config.jsonl
-[ -f "$run/data/train.parquet" ] || "$python" -m maskgrpo_plugin.data.prepare arithmetic --digits 2 \
-  --carry-share 0.6 --train-rows 4000 --validation-rows 512 --seed "$seed" --output-dir "$run/data"
-[ -f "$run/sft/train.parquet" ] || "$python" examples/quickstart/make_model.py --output-dir "$run" --seed "$seed"
+[ -f "$run/sft/train.parquet" ] || "$python" -m maskgrpo_plugin.quickstart --output-dir "$run" --seed "$seed"
 model=model sft=sft_quickstart
 if [ "$config" = quickstart_ar ]; then model=model_ar sft=sft_quickstart_ar; fi
 # one thread: more make so small a model slower
 [ -f "$run/$model/config.json" ] || OMP_NUM_THREADS=1 VERL_FILE_LOGGER_PATH=$run/$sft.jsonl "$python" -m maskgrpo_plugin.sft \
-  --config-dir configs --config-name "$sft" quickstart_dir="$run" quickstart_seed="$seed"
-"$python" -m verl.trainer.main_ppo --config-dir configs --config-name "$config" quickstart_dir="$run" \
-  quickstart_seed="$seed" "$@"
+  --config-name "$sft" quickstart_dir="$run" quickstart_seed="$seed"
+"$python" -m maskgrpo_plugin train "$config" quickstart_dir="$run" quickstart_seed="$seed" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$config"

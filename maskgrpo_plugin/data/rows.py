@@ -8,6 +8,8 @@ from typing import Any
 from maskgrpo_plugin.data.records import DataError
 from maskgrpo_plugin.files import written_whole
 
+__all__ = ["Convert", "Row", "make_rows", "verl_row", "write_parquet"]
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]

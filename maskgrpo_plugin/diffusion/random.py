@@ -9,6 +9,15 @@ import operator
 import torch
 from torch import Tensor
 
+__all__ = [
+    "LARGEST_SEED",
+    "check_keys",
+    "combine_seed",
+    "uniform_noise",
+    "uniforms",
+    "unit_float",
+]
+
 LARGEST_SEED = 2**63 - 1
 
 # SplitMix64 (Steele, Lea and Flood, 2014)

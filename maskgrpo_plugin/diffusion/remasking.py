@@ -13,6 +13,15 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.random import check_keys, combine_seed, uniforms
 
+__all__ = [
+    "REMASKING_MODES",
+    "RemaskOutput",
+    "ar_like_keep_probability",
+    "mask_prompt",
+    "remask",
+    "response_noise",
+]
+
 REMASKING_MODES = ("ar_like", "random")
 
 # which of the independent streams of one seed a draw belongs to

@@ -18,6 +18,8 @@ from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
 from maskgrpo_plugin.models.layout import Layout, at_columns, lay_out, rectangular_mask
 from maskgrpo_plugin.models.weight_files import check_loaded
 
+__all__ = ["Layout", "MaskPredictor", "MaskPredictorModel", "MaskedDiffusionOutput", "at_columns", "linear"]
+
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):

@@ -4,6 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 
 from maskgrpo_plugin.models.interface import MaskPredictorModel
 
+__all__ = ["MODELS", "register_model"]
+
 MODELS: dict[str, type[MaskPredictorModel]] = {}
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+__all__ = ["END_OF_TURN_TOKENS", "answer_length", "mask_token_problem", "stop_token_ids"]
+
 END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
 
 

@@ -16,6 +16,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from maskgrpo_plugin.rewards.failures import mean_reward_components, resolve_failed_rewards
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER, ImageRewardConfig
+from maskgrpo_plugin.run_facts import tell_phase
 from maskgrpo_plugin.trainer.accounting import Ledger, LostSamples
 from maskgrpo_plugin.trainer.run_record import record_run
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
@@ -45,6 +46,7 @@ class AccountedTrainer(PPOTrainer):
 
     def _setup(self) -> None:
         """verl's, with reward workers that Ray restarts."""
+        tell_phase("loading model and data")
         count = self.config.reward.num_workers
         with open_dict(self.config):
             self.config.reward.num_workers = 0
@@ -65,6 +67,7 @@ class AccountedTrainer(PPOTrainer):
             RuntimeError: such a process died.
         """
         record_run(self.config, self.global_steps)
+        tell_phase("training begins")
         try:
             super().fit(agent_loop_manager)
         except RayActorError as error:
@@ -119,6 +122,7 @@ class AccountedTrainer(PPOTrainer):
         Raises:
             LostSamples: too many completions are missing.
         """
+        tell_phase("validating")
         completions = len(self.val_dataset) * self.config.actor_rollout_ref.rollout.val_kwargs.n
         self.validation_ledger = Ledger(self.ledger.max_lost_share, completions)
         try:

@@ -12,6 +12,16 @@ from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 from maskgrpo_plugin.errors import check_choice
 from maskgrpo_plugin.registry import Registered
 
+__all__ = [
+    "ADVANTAGES",
+    "NORMALISATIONS",
+    "REWARD_TRANSFORMS",
+    "STD_EPSILON",
+    "group_advantages",
+    "maskgrpo_advantage",
+    "rank_rewards",
+]
+
 STD_EPSILON = 1e-5
 REWARD_TRANSFORMS = ("none", "rank")
 NORMALISATIONS = ("std", "center", "leave_one_out", "zscore")

@@ -14,6 +14,7 @@ from maskgrpo_plugin.pixels import contact_sheet, to_pixels
 logger = logging.getLogger(__name__)
 
 TAG = "val-images/contact_sheet"
+TABLE = "val/generations"  # where verl has that of texts
 
 
 def distinct_words(prompts: Sequence[str]) -> list[str]:
@@ -24,7 +25,7 @@ def distinct_words(prompts: Sequence[str]) -> list[str]:
 
 
 def log_contact_sheet(
-    images: Sequence[tuple[int, str, float, np.ndarray]], tracking: Any, folder: Path, step: int
+    images: Sequence[tuple[int, str, float, np.ndarray]], tracking: Any, folder: Path, step: int, table_rows: int = 0
 ) -> Path | None:
     """Draw images with their prompts and scores.
 
@@ -33,6 +34,7 @@ def log_contact_sheet(
         tracking: verl's Tracking; TensorBoard and Weights & Biases get the sheet, others cannot show images.
         folder: where `step_<n>.png` is written; made where it is missing.
         step: the training step.
+        table_rows: images that Weights & Biases also gets one by one, with prompt and score, as a table.
 
     Returns:
         The file, or None where there are no images.
@@ -53,7 +55,11 @@ def log_contact_sheet(
         if "wandb" in backends:
             import wandb
 
-            backends["wandb"].log(data={TAG: wandb.Image(sheet)}, step=step)
+            data: dict[str, Any] = {TAG: wandb.Image(sheet)}
+            if table_rows:
+                rows = [[step, prompt, wandb.Image(pixel), score] for _, prompt, score, pixel in images[:table_rows]]
+                data[TABLE] = wandb.Table(columns=["step", "input", "output", "score"], data=rows)
+            backends["wandb"].log(data=data, step=step)
     except Exception:
         logger.exception("the contact sheet of step %d could not be logged; it is at %s", step, path)
     return path

@@ -21,6 +21,7 @@ from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
 from maskgrpo_plugin.models.families import load_family
 from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER
 from maskgrpo_plugin.trainer.accounted import AccountedTrainer
 from maskgrpo_plugin.trainer.checkpoints import (
     REFERENCE,
@@ -227,8 +228,14 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
         metrics = super()._validate()
         if hasattr(self.agent_loop_manager, "pop_images"):
             folder = Path(self.config.trainer.default_local_dir).expanduser() / "images"
-            log_contact_sheet(self.agent_loop_manager.pop_images(), self.logger, folder, self.global_steps)
+            images, rows = self.agent_loop_manager.pop_images(), self.config.trainer.log_val_generations
+            log_contact_sheet(images, self.logger, folder, self.global_steps, rows)
         return metrics
+
+    def _maybe_log_val_generations(self, inputs: list[str], outputs: list[str], scores: list[float]) -> None:
+        """verl's table of `trainer.log_val_generations` texts; that of images goes with the contact sheet."""
+        if self.config.reward.reward_manager.name != IMAGE_REWARD_MANAGER:
+            super()._maybe_log_val_generations(inputs, outputs, scores)
 
     def _save_checkpoint(self) -> None:
         """verl's checkpoint, and the reference where it is synchronised.

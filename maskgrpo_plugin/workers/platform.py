@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import psutil
 import ray
 import torch
 from hydra.experimental.callback import Callback
@@ -24,6 +25,8 @@ from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.registry import Registered
 
 VARIABLE = "VERL_PLATFORM"
+TRANSFER_THREADS = "TQ_NUM_THREADS"
+DEFAULT_TRANSFER_THREADS = 8
 _RAY_ADDRESSES_OF_NO_CLUSTER = ("", "local")  # `local` makes Ray start its own
 
 
@@ -223,10 +226,22 @@ def choose_platform(config: DictConfig) -> None:
             name = "huawei" if device == "npu" else "nvidia"
             set_platform(PlatformRegistry.get(name)())  # type: ignore[misc]
     check_device(config)
-    for name, value in worker_environment().items():
+    for name, value in (worker_environment() | transfer_threads(config)).items():
         os.environ[name] = value
         if "ray_kwargs" in config:
             OmegaConf.update(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{name}", value, force_add=True)
+
+
+def transfer_threads(config: DictConfig) -> dict[str, str]:
+    """The threads of TransferQueue for a machine of fewer cores than its default, of which it warns at each call.
+
+    None where the environment sets them, and on clusters, whose machines are others.
+    """
+    cores = psutil.cpu_count(logical=False) or DEFAULT_TRANSFER_THREADS
+    cluster = _names_cluster(OmegaConf.select(config, "ray_kwargs.ray_init.address"))
+    if TRANSFER_THREADS in os.environ or cluster or cores >= DEFAULT_TRANSFER_THREADS:
+        return {}
+    return {TRANSFER_THREADS: str(cores)}
 
 
 def _override() -> str:

@@ -28,11 +28,13 @@ SMALL = [
 pytestmark = pytest.mark.slow
 
 
-def train(folder, run, config, *overrides, timeout=600, clean=True):
-    """Run the entry point; returns the logged metrics by step. `clean`: its output may hold no traceback."""
+def train(folder, run, config, *overrides, timeout=600, clean=True, entry=("verl.trainer.main_ppo", "--config-name")):
+    """Run the entry point; returns the logged metrics by step. `clean`: its output, which is kept, may hold no
+    traceback.
+    """
     run.mkdir(parents=True, exist_ok=True)
     log = run / "log.jsonl"
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", config]
+    command = [sys.executable, "-m", *entry, config]
     environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(log), "HYDRA_FULL_ERROR": "1"}
     result = subprocess.run(
         [*command, f"hydra.run.dir={run}/hydra", *overrides],
@@ -43,6 +45,7 @@ def train(folder, run, config, *overrides, timeout=600, clean=True):
         timeout=timeout,
     )
     output = result.stdout + result.stderr
+    (run / "output.txt").write_text(output)
     assert result.returncode == 0, output[-6000:]
     assert not clean or "Traceback" not in output, output[-6000:]
     return {row["step"]: row["data"] for row in map(json.loads, log.read_text().splitlines())}
@@ -125,11 +128,12 @@ def test_the_autoregressive_baseline_trains_on_the_same_data(tiny_run, tmp_path)
     assert metrics[1]["rollout/requests"] == 16
 
 
-def test_two_steps_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_path):
+def test_two_steps_of_the_gsm8k_config_with_lora_on_a_tiny_model_under_the_screen(tiny_run, tmp_path):
     metrics = train(
         tiny_run,
         tmp_path,
         "llada_8b_gsm8k_cpu",
+        f"trainer.default_local_dir={tmp_path}/run",
         f"actor_rollout_ref.model.path={tiny_run}/model",
         f"data.train_files={tiny_run}/data/train.parquet",
         f"data.val_files={tiny_run}/data/validation.parquet",
@@ -144,10 +148,18 @@ def test_two_steps_of_the_gsm8k_config_with_lora_on_a_tiny_model(tiny_run, tmp_p
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
         "trainer.val_before_train=false",
+        "trainer.logger=[console]",
+        entry=("maskgrpo_plugin", "train"),
     )
     for step in (1, 2):
         assert len([key for key in metrics[step] if key.endswith("/mask_ratio")]) == 12
         assert metrics[step]["actor/level_1/log_ratio_abs_max"] == 0.0
+    lines = (tmp_path / "output.txt").read_text().splitlines()
+    assert len(lines) <= 60 and "added    trainer.logger=[console,file]" in lines
+    assert {"starting Ray", "loading model and data", "training begins"} <= set(lines)
+    assert [line.split()[1] for line in lines if line.startswith("step ")][-1] == "2/2"
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "step:2 - " in log and "engine is not available" not in log and "target_num_threads" not in log
 
 
 def test_rollouts_ahead_of_training_keep_the_order_of_revealing(tiny_run, tmp_path):

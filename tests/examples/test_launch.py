@@ -41,7 +41,7 @@ def test_a_script_is_whole(name):
 def test_one_machine_trains_the_config_with_the_overrides(record, gpus, expected):
     result, (call,) = launch(record, "single_node.sh", "data.seed=3", CONFIG="llada_8b_math", GPUS=gpus)
     assert result.returncode == 0
-    command = "- -m verl.trainer.main_ppo --config-dir configs --config-name llada_8b_math trainer.nnodes=1"
+    command = "- -m verl.trainer.main_ppo --config-name llada_8b_math trainer.nnodes=1"
     assert call == f"{command}{expected} data.seed=3"
 
 

@@ -25,9 +25,8 @@ def tokenizer(quickstart):
 
 @pytest.fixture
 def small(quickstart):
-    return replace(
-        quickstart.Recipe(), d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=64, train_rows=40, validation_rows=10
-    )
+    sizes = {"train_rows": 40, "validation_rows": 10, "rl_rows": 50, "rl_validation_rows": 20}
+    return replace(quickstart.Recipe(), d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=64, **sizes)
 
 
 def test_tokenizer_round_trip(tokenizer):
@@ -74,6 +73,8 @@ def test_what_is_written_loads_and_is_the_same_each_time(quickstart, tokenizer, 
         assert loaded.chat_template == tokenizer.chat_template
         assert loaded.decode(loaded.encode("12+34=", add_special_tokens=False)) == "12+34="
     assert AutoConfig.from_pretrained(tmp_path / "a" / "initial").mask_token_id == loaded.mask_token_id
+    for_rl = {split: pq.read_metadata(tmp_path / "a" / "data" / f"{split}.parquet").num_rows for split in SPLITS}
+    assert for_rl == {"train": 50, "validation": 20}
     rows = {split: pq.read_table(tmp_path / "a" / "sft" / f"{split}.parquet").to_pylist() for split in SPLITS}
     assert {split: len(rows[split]) for split in SPLITS} == {"train": 40, "validation": 10}
 

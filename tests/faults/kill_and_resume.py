@@ -26,7 +26,7 @@ CLOCK_ENDS = ("_latency_s", "_batch_size")
 def start(folder: Path, log: str, config: str, overrides: list[str]) -> subprocess.Popen:
     """Start a run in a session of its own; its metrics and output go to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "configs", "--config-name", config]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", config]
     saving = ["trainer.save_freq=1", "trainer.resume_mode=auto", f"trainer.default_local_dir={folder}"]
     with (folder / f"{log}.txt").open("w") as output:
         return subprocess.Popen(

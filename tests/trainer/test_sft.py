@@ -431,15 +431,7 @@ def test_the_quickstarts_configs_fit_what_its_script_makes(make_model, tmp_path,
 
 @pytest.mark.slow
 def test_the_command_trains_and_says_in_one_line_what_cannot_work(tiny_run, common, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "maskgrpo_plugin.sft",
-        "--config-dir",
-        "configs",
-        "--config-name",
-        "sft_quickstart",
-    ]
+    command = [sys.executable, "-m", "maskgrpo_plugin.sft", "--config-name", "sft_quickstart"]
     place = [f"quickstart_dir={tiny_run}", f"trainer.default_local_dir={tmp_path}", f"hydra.run.dir={tmp_path}/hydra"]
 
     def start(*overrides):

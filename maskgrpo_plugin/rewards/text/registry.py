@@ -14,6 +14,20 @@ from typing import Any, TypeVar
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.registry import Registry
 
+__all__ = [
+    "TASKS",
+    "AnyScorer",
+    "Scorer",
+    "Settings",
+    "Task",
+    "check_weights",
+    "get_task",
+    "register_task",
+    "score",
+    "task_of",
+    "tasks",
+]
+
 Scorer = Callable[..., Mapping[str, float]]
 Settings = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)

@@ -1,10 +1,10 @@
-"""Make what the quickstart's supervised training starts from: a small model with random weights, and sums to learn.
+"""`python -m maskgrpo_plugin.quickstart`: what the quickstart starts from, a small model with random weights and sums.
 
-The sums are of two two-digit numbers that are not in the validation data. They have a habit that a reward can correct:
-most of those with a carry forget it, so that the trained model adds about half of all sums right.
+The sums of its supervised training are of two two-digit numbers that are not in the validation data. They have a habit
+that a reward can correct: most of those with a carry forget it, so that the trained model adds about half of all sums
+right. The reward's own sums are beside them.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
+from maskgrpo_plugin.arguments import CommandParser
 from maskgrpo_plugin.data.arithmetic import draw_sums, has_carry, is_held_out, operand_range
 from maskgrpo_plugin.data.chats import question_and_answer
+from maskgrpo_plugin.data.prepare import arithmetic_rows
 from maskgrpo_plugin.data.rows import Row, write_parquet
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
@@ -52,6 +54,9 @@ class Recipe:
     train_rows: int = 16_000
     validation_rows: int = 256  # held-out sums without a carry
     forgotten_carries: float = 0.6  # share of the sums with a carry that leave it out
+    rl_rows: int = 4000  # sums for the reward
+    rl_validation_rows: int = 512
+    rl_carries: float = 0.6  # share of these that have a carry
 
 
 def make_tokenizer(pieces: Sequence[str] = CHARACTERS, pattern: str = r"[\s\S]") -> PreTrainedTokenizerFast:
@@ -135,23 +140,33 @@ def sft_rows(recipe: Recipe) -> dict[str, list[Row]]:
     return {"train": train, "validation": [_conversation(a, b, a + b) for a, b in held_out]}
 
 
+def rl_rows(recipe: Recipe) -> dict[str, list[Row]]:
+    """Sums for the reward: `train`, and `validation`, which neither training ever sees."""
+    return {
+        split: arithmetic_rows(recipe.digits, rows, split, seed=recipe.seed, carry_share=recipe.rl_carries)
+        for split, rows in (("train", recipe.rl_rows), ("validation", recipe.rl_validation_rows))
+    }
+
+
 def make(output_dir: Path, recipe: Recipe) -> None:
-    """Write the folders `initial` and `initial_ar`, which AutoModelForCausalLM loads, and `sft/*.parquet`."""
+    """Write the folders `initial` and `initial_ar`, which AutoModelForCausalLM loads, and the rows in `data`, `sft`."""
     tokenizer = make_tokenizer()
     for name, build in (("initial", make_diffusion_model), ("initial_ar", make_autoregressive_model)):
         build(tokenizer, recipe).save_pretrained(output_dir / name)
         tokenizer.save_pretrained(output_dir / name)
-    for split, rows in sft_rows(recipe).items():
-        write_parquet(rows, output_dir / "sft" / f"{split}.parquet")
+    for folder, splits in (("data", rl_rows(recipe)), ("sft", sft_rows(recipe))):
+        for split, rows in splits.items():
+            write_parquet(rows, output_dir / folder / f"{split}.parquet")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser = CommandParser(prog="python -m maskgrpo_plugin.quickstart", description=__doc__)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"), help="default runs/quickstart")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args(arguments)
     make(options.output_dir, Recipe(seed=options.seed))
+    sys.stdout.write(f"{options.output_dir}: initial, initial_ar, sft, data\n")
     return 0
 
 
