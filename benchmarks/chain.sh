@@ -12,7 +12,7 @@ run=$(cd "$run" && pwd)
 # stage, the model it starts from, steps, longest row, and how the learning rate ends
 train() {
   VERL_FILE_LOGGER_PATH=$run/stage_$1.jsonl "$python" -m maskgrpo_plugin.sft --config-dir benchmarks \
-    --config-name sft_chain "hydra.searchpath=[file://$PWD/configs]" chain_dir="$run" stage="$1" model.path="$2" trainer.export_dir="$run/model_$1" \
+    --config-name sft_chain chain_dir="$run" stage="$1" model.path="$2" trainer.export_dir="$run/model_$1" \
     trainer.total_training_steps="$3" data.max_length="$4" optim.lr_scheduler_type="$5"
 }
 train 1 "$run/initial" 1500 35 constant

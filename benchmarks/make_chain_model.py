@@ -25,12 +25,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-
-from make_model import Recipe, make_diffusion_model, make_tokenizer
-
 from maskgrpo_plugin.data.chats import question_and_answer
 from maskgrpo_plugin.data.rows import Row, verl_row, write_parquet
+from maskgrpo_plugin.quickstart import Recipe, make_diffusion_model, make_tokenizer
 
 STEPS = range(2, 6)
 TOTALS = range(10, 100)

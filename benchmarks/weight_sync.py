@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import os
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,14 +23,12 @@ from hydra import compose, initialize_config_dir
 from verl.utils.device import get_device_name
 
 import maskgrpo_plugin.registration  # noqa: F401
+from maskgrpo_plugin.quickstart import make_tokenizer
 from maskgrpo_plugin.workers.actor import MaskGRPOWorker
 from maskgrpo_plugin.workers.rollout.adapter import server_name
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer, server_actor
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
-
-from make_model import make_tokenizer  # noqa: E402
 
 
 def compose_config(folder: str, rank: int, merge: bool, dtype: str) -> Any:
