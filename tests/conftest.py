@@ -16,16 +16,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from example_modules import load_example
-from golden_files import GOLDEN_DIR, missing
+from golden_files import GOLDEN_DIR, missing, problem_of
 from torchvision_ops import define_missing_operators
 
 define_missing_operators()
 
 
 def pytest_configure():
-    """Refuse a GOLDEN_DIR that is not there, which would skip every golden test."""
-    if not GOLDEN_DIR.is_dir():
-        raise pytest.UsageError(f"GOLDEN_DIR: no folder {GOLDEN_DIR}")
+    """Refuse a GOLDEN_DIR without a family, which would skip every golden test, or with a part of one."""
+    if problem := problem_of(GOLDEN_DIR):
+        raise pytest.UsageError(f"GOLDEN_DIR: {problem}")
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +36,10 @@ def golden_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_path(golden_dir):
-    """A function from parts of a path below `golden_dir` to the path; a missing one skips the test and is named."""
+    """A function from parts of a path below `golden_dir` to the path; a missing family skips the test and is named."""
 
     def find(*parts: str) -> Path:
-        if reason := missing(*parts):
+        if reason := missing(parts[0]):
             pytest.skip(reason)
         return golden_dir.joinpath(*parts)
 

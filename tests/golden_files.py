@@ -9,13 +9,35 @@ import pytest
 from torch import Tensor
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
+FILES = {
+    "llada_tiny": (
+        "config.json",
+        "model.safetensors",
+        "golden.safetensors",
+        "decode.json",
+        "decode.safetensors",
+    ),
+    "magvitv2": ("shapes.json", "golden.safetensors"),
+    "estimators": ("meta.json", "batch.safetensors", "model.safetensors"),
+}  # of each family; `estimators` holds a file for each method besides
+
+
+def problem_of(folder: Path) -> str | None:
+    """What keeps a folder from being one of golden numbers; None where it has a whole family and no part of one."""
+    if not folder.is_dir():
+        return f"no folder {folder}"
+    families = [name for name in FILES if (folder / name).is_dir()]
+    if not families:
+        return f"{folder} holds none of {', '.join(FILES)}"
+    lacking = [f"{name}/{file}" for name in families for file in FILES[name] if not (folder / name / file).is_file()]
+    return f"{folder} lacks {', '.join(lacking)}" if lacking else None
 
 
 def missing(*parts: str) -> str | None:
-    """Why the tests of a family are skipped, or None where its files are there.
+    """Why the tests of a family are skipped, or None where it is there.
 
     Args:
-        parts: name of the family's folder, and of a file in it where that can be missing alone.
+        parts: name of the family's folder, and of a method's file in `estimators`.
     """
     path = GOLDEN_DIR.joinpath(*parts)
     return None if path.exists() else f"no golden numbers at {path}"
@@ -40,8 +62,11 @@ def golden_runs(family: str) -> list[Any]:
     Args:
         family: name of the family's folder.
     """
-    if reason := missing(family, "decode.json"):
+    if reason := missing(family):
         return [pytest.param("run", {}, marks=pytest.mark.skip(reason=reason))]
-    common = json.loads((GOLDEN_DIR / family / "decode.json").read_text())
+    file = GOLDEN_DIR / family / "decode.json"
+    common = json.loads(file.read_text())
     runs = common.pop("runs")
+    if not runs:
+        raise ValueError(f"{file} names no runs")
     return [pytest.param(f"run{n}", common | run, id=f"run{n}") for n, run in enumerate(runs)]
