@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.diffusion.samplers.blocks.block import reveal_quota
+from maskgrpo_plugin.diffusion.samplers.blocks.quotas import reveal_quota
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
