@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maskgrpo_plugin.errors import OptionError, check_number, first_line, nearest
@@ -262,7 +263,8 @@ def _check_weights(model: DictConfig, checkpoint: PretrainedConfig, path: str) -
     if stored is None or empty is None or not is_diffusion:
         return  # other architectures may be stored under other names, which transformers knows
     tied = set(getattr(empty, "all_tied_weights_keys", None) or ())
-    needed = {name: tuple(p.shape) for name, p in empty.named_parameters() if name not in tied}
+    parameters = {name: parameter.data for name, parameter in empty.named_parameters() if name not in tied}
+    needed = {name: tuple(p.shape) for name, p in revert_weight_conversion(empty, parameters).items()}
     problem = shape_problem(stored, needed)
     if problem:
         raise OptionError(key, value, problem)
