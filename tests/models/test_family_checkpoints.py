@@ -14,6 +14,7 @@ from maskgrpo_plugin.config import ImageSettings
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.generation.checkpoint import Checkpoint
 from maskgrpo_plugin.models.checks import check_model
+from maskgrpo_plugin.models.dream import DreamTokenizer
 from maskgrpo_plugin.models.families import build_family
 
 BLOCKS = sorted(set(FAMILIES) - set(BIDIRECTIONAL))
@@ -32,6 +33,27 @@ def run(folder, **model):
     section |= {"lora_rank": 0, "target_modules": "all-linear"} | model
     data = {"max_prompt_length": 16, "max_response_length": 16}
     return OmegaConf.create({"actor_rollout_ref": {"model": section}, "data": data})
+
+
+def test_dreams_published_tokenizer_is_read_without_its_code(folders, tmp_path):
+    """As published: vocabulary and merges, a class in a file that is not there, the mask token among those added."""
+    words = {"h": 0, "e": 1, "l": 2, "o": 3, "he": 4, "ll": 5, "hell": 6, "hello": 7, "Ġ": 8, "<|endoftext|>": 9}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl l\nhe ll\nhell o\n")
+    added = {"10": {"content": "<|mask|>", "special": True}, "9": {"content": "<|endoftext|>", "special": True}}
+    settings = {"tokenizer_class": "DreamTokenizer", "mask_token": "<|mask|>", "eos_token": "<|endoftext|>"}
+    settings |= {
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "pad_token": "<|endoftext|>",
+    }
+    for token in added.values():
+        token |= {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": added}))
+    (tmp_path / "config.json").write_bytes((folders["dream"] / "config.json").read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer) is DreamTokenizer
+    assert tokenizer("hello<|mask|>hell he<|endoftext|>")["input_ids"] == [7, 10, 6, 8, 4, 9]
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (10, 9, 9)
 
 
 @pytest.mark.parametrize("name", BIDIRECTIONAL)

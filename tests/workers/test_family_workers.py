@@ -16,6 +16,8 @@ NAMES = ["dream", "a2d_qwen3", "lladamoe"]
 STEP = [
     "actor_rollout_ref.rollout.n=2",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
     "actor_rollout_ref.actor.optim.lr=0.01",
     "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
 ]
@@ -88,6 +90,18 @@ def results(run_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     (found,) = ranks.run_ranks(1, run_folder, list(cases.values()), ranks.make_batch(8), out, step_and_serve)
     return dict(zip(cases, found, strict=True))
+
+
+def test_two_ranks_hold_the_model_of_one(run_folder, results, tmp_path):
+    names = ["dream", "lladamoe"]
+    overrides = [[*STEP, f"actor_rollout_ref.model.path={run_folder / name}"] for name in names]
+    found = ranks.run_ranks(2, run_folder, overrides, ranks.make_batch(8), tmp_path, step_and_serve)
+    for rank in found:
+        for name, result in zip(names, rank, strict=True):
+            one = {key: torch.tensor(results[name][key]) for key in ("before", "after")}
+            torch.testing.assert_close(torch.tensor(result["before"]), one["before"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(torch.tensor(result["served"]), torch.tensor(result["after"]), atol=1e-5, rtol=0)
+            assert (torch.tensor(result["after"]) - one["before"]).abs().max() > 0.01
 
 
 def expected_log_probs(folder, canvases):

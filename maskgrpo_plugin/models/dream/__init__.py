@@ -2,5 +2,6 @@
 
 from maskgrpo_plugin.models.dream.configuration_dream import DreamConfig
 from maskgrpo_plugin.models.dream.modeling_dream import DreamModel
+from maskgrpo_plugin.models.dream.tokenization_dream import DreamTokenizer
 
-__all__ = ["DreamConfig", "DreamModel"]
+__all__ = ["DreamConfig", "DreamModel", "DreamTokenizer"]

@@ -105,7 +105,7 @@ class LLaDAConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers'; a folder that names LLaDA-MoE's architecture gets a `LLaDAMoEConfig`."""
         if MOE_ARCHITECTURE in (config_dict.get("architectures") or ()):
-            return LLaDAMoEConfig.from_dict(config_dict, **kwargs)
+            return LLaDAMoEConfig.from_dict(config_dict | {"model_type": LLaDAMoEConfig.model_type}, **kwargs)
         return super().from_dict(config_dict, **kwargs)
 
     @property
