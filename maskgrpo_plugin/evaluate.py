@@ -157,10 +157,12 @@ def make_lengths(
     from maskgrpo_plugin.evaluation.runner import Length
     from maskgrpo_plugin.evaluation.servers import is_diffusion, rollout_config
     from maskgrpo_plugin.models.families import build_family
+    from maskgrpo_plugin.models.registry import check_bidirectional
     from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest, image_grid
 
     family = None
     if is_diffusion(model_config.path):
+        check_bidirectional(model_config.hf_config, "--model", model_config.path)
         family = build_family(model_config.hf_config, model_config.tokenizer)
     image = image_settings(options)
 

@@ -26,6 +26,7 @@ from maskgrpo_plugin.diffusion.samplers import build_sampler, option_names
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint, temporary_merged_dir
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config, rollout_config
+from maskgrpo_plugin.models.registry import check_bidirectional
 from maskgrpo_plugin.models.special_tokens import answer_length
 from maskgrpo_plugin.workers.rollout.requests import request_seed
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
@@ -94,6 +95,7 @@ class MaskGRPOLM(TemplateLM):
         if not is_diffusion(path):
             raise OptionError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")
         self.model_config = load_model_config(path)
+        check_bidirectional(self.model_config.hf_config, "--model_args pretrained", pretrained)
         self.tokenizer = self.model_config.tokenizer
         self.pretrained, self.max_gen_toks, self.steps = pretrained, int(max_gen_toks), steps
         self.block_length = int(block_length)

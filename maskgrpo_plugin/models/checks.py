@@ -15,11 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maskgrpo_plugin.errors import OptionError, check_number, first_line, nearest
 from maskgrpo_plugin.models.families import find_family
-from maskgrpo_plugin.models.registry import MODELS
+from maskgrpo_plugin.models.registry import MODELS, check_bidirectional
 from maskgrpo_plugin.models.special_tokens import mask_token_problem
 from maskgrpo_plugin.models.weight_files import WeightFileError, shape_problem, stored_shapes
 from maskgrpo_plugin.tables import Ignored, check_ignored
@@ -196,7 +197,8 @@ def _newest(folder: str) -> int:
 def _check_mask_predictor(
     model: DictConfig, checkpoint: PretrainedConfig, published: Mapping[str, Any], tokenizer: Any, path: str
 ) -> None:
-    """The family knows the checkpoint, its mask token is one, and its special tokens fit it."""
+    """The family knows the checkpoint, its mask token is one, its special tokens fit it, and it can be trained."""
+    check_bidirectional(checkpoint, f"{SECTION}.path", path)
     try:
         family = find_family(checkpoint, tokenizer)
         vocabulary = family.vocabulary_size(checkpoint)
@@ -204,6 +206,8 @@ def _check_mask_predictor(
         raise OptionError(f"{SECTION}.path", path, str(error)) from None
     override = (model.get("override_config") or {}).get("mask_token_id")
     mask_token_id = published.get("mask_token_id") if override is None else override
+    if mask_token_id is None and getattr(checkpoint, "mask_token_id", None) is None:
+        mask_token_id = family.default_mask_token_id(tokenizer)
     problem = mask_token_problem(mask_token_id, vocabulary, tokenizer)
     if problem:
         raise OptionError(f"{SECTION}.override_config.mask_token_id", mask_token_id, problem)
@@ -259,7 +263,8 @@ def _check_weights(model: DictConfig, checkpoint: PretrainedConfig, path: str) -
     if stored is None or empty is None or not is_diffusion:
         return  # other architectures may be stored under other names, which transformers knows
     tied = set(getattr(empty, "all_tied_weights_keys", None) or ())
-    needed = {name: tuple(p.shape) for name, p in empty.named_parameters() if name not in tied}
+    parameters = {name: parameter.data for name, parameter in empty.named_parameters() if name not in tied}
+    needed = {name: tuple(p.shape) for name, p in revert_weight_conversion(empty, parameters).items()}
     problem = shape_problem(stored, needed)
     if problem:
         raise OptionError(key, value, problem)

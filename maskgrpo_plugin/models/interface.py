@@ -99,14 +99,16 @@ class MaskPredictorModel(PreTrainedModel):
 
     A model of transformers with another attention mask inherits from both, this class first. `encode` obeys
     `Layout.attention_mask` and `Layout.columns`; with `supports_packing` also `Layout.packing`, with
-    `supports_block_cache` also `Layout.cache`. The embedding and the head are those that `get_input_embeddings` and
+    `supports_block_cache` also `Layout.cache`. `supports_block_attention` says that `block_length` may be given: the
+    mask then has the blocks. The embedding and the head are those that `get_input_embeddings` and
     `get_output_embeddings` (None: tied to the embedding) name.
     """
 
-    supports_logits_positions: ClassVar[bool] = True
-    supports_vocab_slice: ClassVar[bool] = True
-    supports_packing: ClassVar[bool] = False
-    supports_block_cache: ClassVar[bool] = False
+    supports_logits_positions: bool = True
+    supports_vocab_slice: bool = True
+    supports_packing: bool = False
+    supports_block_cache: bool = False
+    supports_block_attention: ClassVar[bool] = False
     main_input_name = "input_ids"
 
     @classmethod
@@ -135,10 +137,15 @@ class MaskPredictorModel(PreTrainedModel):
         """The config's `logits_shift`, 0 where it has none; see `MaskPredictor`."""
         return getattr(self.config, "logits_shift", 0)
 
+    @staticmethod
+    def block_length_of(config: Any) -> int | None:
+        """Tokens per block of a model with this config; None: attention is bidirectional, see `MaskPredictor`."""
+        return None
+
     @property
     def block_length(self) -> int | None:
-        """None: attention is bidirectional; see `MaskPredictor`."""
-        return None
+        """The config's, see `block_length_of`."""
+        return self.block_length_of(self.config)
 
     def encode(self, inputs_embeds: Tensor, layout: Layout) -> Tensor:
         """The transformer up to and with its last norm.
@@ -197,7 +204,8 @@ class MaskPredictorModel(PreTrainedModel):
         Args:
             input_ids: (B, L) tokens, masked positions holding the mask token; or (1, T), a packed line.
             attention_mask: (B, L), 1 = token, 0 = padding on either side, which takes no part (logits there are those
-                of hidden states 0); or (B, 1, L, L) bool, true = attend; None attends everywhere.
+                of hidden states 0); or (B, 1, L, L) bool, true = attend, also instead of a model's own blocks; None
+                attends everywhere.
             position_ids: (B, L); by default the number of tokens before, so that padding does not shift a row.
             inputs_embeds: (B, L, D) instead of `input_ids`.
             logits_positions: where the head runs. (B, L) bool, or (1, T) for a line: at these N positions, row by row.
@@ -225,13 +233,18 @@ class MaskPredictorModel(PreTrainedModel):
             `MaskedDiffusionOutput`.
 
         Raises:
-            ValueError: a cache where logits are shifted, a block length for bidirectional attention, or columns of a
-                line.
+            ValueError: a cache where logits are shifted or attention is block-causal, a block length for bidirectional
+                attention, or columns of a line.
         """
         if cache is not None and self.logits_shift:
             raise ValueError("cache: the logits of a block's first token stand before the block (logits_shift=1)")
-        if block_length is not None and self.block_length is None:
+        if block_length is not None and not self.supports_block_attention:
             raise ValueError(f"block_length={block_length}: {type(self).__name__} attends in both directions")
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"block_length={block_length}: allowed are 1 or more")
+        blocks = self.block_length if block_length is None else block_length
+        if cache is not None and blocks is not None:
+            raise ValueError(f"cache: it is for attention in both directions, not for blocks of {blocks}")
         if packing is None and cache is None and attention_mask is not None and attention_mask.dim() == 2:
             packing = Packing.of(attention_mask)
             attention_mask = None
@@ -244,7 +257,7 @@ class MaskPredictorModel(PreTrainedModel):
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         places = self._places(logits_positions, packing, is_line, x.shape[1])
         columns = None if places is None or places.dim() == 1 else places
-        layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, block_length)
+        layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, blocks)
         hidden = self._encode(x, layout)
         if places is not None and columns is None:
             return self.read_out(
@@ -329,9 +342,10 @@ class MaskPredictorModel(PreTrainedModel):
         packing = layout.packing
         if packing is None or self.supports_packing:
             return self.encode(inputs_embeds, layout)
-        mask = rectangular_mask(packing.mask, packing.mask.shape[1])
-        positions = packing.unpack(layout.position_ids)
-        padded = Layout(positions, mask, block_length=layout.block_length)
+        mask = layout.attention_mask
+        if mask is None:
+            mask = rectangular_mask(packing.mask, packing.mask.shape[1])
+        padded = Layout(packing.unpack(layout.position_ids), mask)
         hidden = packing.pack(self.encode(packing.unpack(inputs_embeds), padded))
         return hidden if layout.columns is None else at_columns(hidden, layout.columns)
 

@@ -15,13 +15,13 @@ class Layout:
 
     Attributes:
         position_ids: (B, W) int64, number of tokens of the row before each column; (1, T) of a packed line.
-        attention_mask: (B, 1, W, L) bool, true = attend; None: every column attends to all of its row.
+        attention_mask: (B, 1, W, L) bool, true = attend; of a packed line's rows, (B, 1, L, L), padding hidden; None:
+            every column attends to all of its row.
         packing: of a packed line (1, T), whose rows attend to themselves alone; None of a batch.
         columns: (B, K) int64, the columns whose hidden states are wanted; (1, N) places of a packed line, as many of
             each row; None: all.
         cache: keys and values of all L columns of the canvas, to attend to and to renew.
         first_column: column of the canvas where the W columns begin.
-        block_length: of block-causal attention; None: the model's.
     """
 
     position_ids: Tensor
@@ -30,7 +30,6 @@ class Layout:
     columns: Tensor | None = None
     cache: BlockCache | None = None
     first_column: int = 0
-    block_length: int | None = None
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -53,13 +52,33 @@ def lay_out(
     first_column: int,
     block_length: int | None,
 ) -> Layout:
-    """The layout of embedded columns x (B, W, D), or of a packed line (1, T, D)."""
+    """The layout of embedded columns x (B, W, D), or of a packed line (1, T, D).
+
+    With a `block_length` attention is block-causal, except under a mask (B, 1, W, L), which says all by itself.
+    """
     if packing is not None:
         positions = packing.position_ids if position_ids is None else position_ids
-        return Layout(positions, None, packing, columns, block_length=block_length)
+        mask = None if block_length is None else block_causal_mask(packing.unpack(positions), block_length)
+        return Layout(positions, None if mask is None else mask & packing.mask[:, None, None, :], packing, columns)
     positions = default_positions(x, attention_mask, first_column) if position_ids is None else position_ids
     mask = rectangular_mask(attention_mask, x.shape[1])
-    return Layout(positions, mask, None, columns, cache, first_column, block_length)
+    if block_length is not None and (attention_mask is None or attention_mask.dim() == 2):
+        allowed = block_causal_mask(positions, block_length)
+        mask = allowed if mask is None else mask & allowed
+    return Layout(positions, mask, None, columns, cache, first_column)
+
+
+def block_causal_mask(position_ids: Tensor, block_length: int) -> Tensor:
+    """Which columns attend to which, (B, 1, L, L) bool: each to its own block and to those before it.
+
+    Positions 0 1 2 3 4 in blocks of two: columns 0 and 1 attend to 0 and 1, columns 2 and 3 to 0 … 3, column 4 to all.
+
+    Args:
+        position_ids: (B, L), counted from the row's first token, prompt included.
+        block_length: tokens per block, 1 or more; 1 is left-to-right attention.
+    """
+    block = position_ids // block_length
+    return (block.unsqueeze(-1) >= block.unsqueeze(-2)).unsqueeze(1)
 
 
 def rectangular_mask(attention_mask: Tensor | None, width: int) -> Tensor | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 __all__ = ["END_OF_TURN_TOKENS", "answer_length", "mask_token_problem", "stop_token_ids"]
 
-END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+END_OF_TURN_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|role_end|>")
 
 
 def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskgrpo_plugin.diffusion.samplers import build_sampler
-from maskgrpo_plugin.diffusion.samplers.blocks.block import reveal_quota
+from maskgrpo_plugin.diffusion.samplers.blocks.quotas import reveal_quota
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 
@@ -120,3 +120,18 @@ def test_inputs_that_cannot_work_are_refused(model):
 def test_quotas_share_masks_evenly_over_each_rows_steps():
     quotas = reveal_quota(torch.tensor([7, 4, 0]), torch.tensor([3, 2, 3]))
     assert quotas.tolist() == [[3, 2, 2], [2, 2, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("quota", ["even", "rounded", "dream"])
+def test_every_quota_reveals_all_masks_within_its_steps(quota):
+    for masked in range(1, 40):
+        for steps in range(1, masked + 1):
+            (counts,) = reveal_quota(torch.tensor([masked]), torch.tensor([steps]), quota).tolist()
+            assert sum(counts) == masked and len(counts) <= steps and min(counts) > 0
+
+
+def test_the_quotas_of_other_samplers():
+    """Dream's: of 8 masks in 4 steps ⌊8·0.24975⌋, ⌊7·0.3328⌋, ⌊5·0.4985⌋ and the rest; dLLM's: round(left / steps)."""
+    assert reveal_quota(torch.tensor([8]), torch.tensor([4]), "dream").tolist() == [[1, 2, 2, 3]]
+    assert reveal_quota(torch.tensor([4]), torch.tensor([4]), "dream").tolist() == [[1, 1, 2]]
+    assert reveal_quota(torch.tensor([8]), torch.tensor([5]), "rounded").tolist() == [[2, 2, 1, 2, 1]]

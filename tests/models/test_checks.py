@@ -14,6 +14,7 @@ from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.checks import check_model, linear_layer_names
 from maskgrpo_plugin.models.llada import LLaDAConfig
 from maskgrpo_plugin.models.mmada import MMadaConfig
+from maskgrpo_plugin.models.registry import MODELS
 from maskgrpo_plugin.models.weight_files import MissingWeightsError
 
 
@@ -71,7 +72,8 @@ def test_what_cannot_work_is_named_by_its_key(tiny_run, model, key, message):
 def test_an_autoregressive_checkpoint_is_refused_with_the_types_that_are_registered(tiny_run):
     key, message = refused(run(tiny_run / "model_ar"))
     assert key == "actor_rollout_ref.model.path"
-    assert "'llama' checkpoint; masked_diffusion needs model_type llada or mmada" in message
+    assert f"'llama' checkpoint; masked_diffusion needs model_type {' or '.join(sorted(MODELS))}" in message
+    assert {"llada", "mmada", "Dream", "a2d-qwen3", "lladamoe"} <= set(MODELS)
 
 
 def test_rows_longer_than_the_models_positions_are_refused(tiny_run):

@@ -199,7 +199,12 @@ def logits_at(
     positions: Tensor,
     vocab_slice: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Logits at the true positions of (B, L) `positions`, row by row; (N, V), or (N, V') of `vocab_slice`."""
+    """Logits at the true positions of (B, L) `positions`, row by row; (N, V), or (N, V') of `vocab_slice`.
+
+    Raises:
+        OptionError: a block-causal model, or a slice outside the vocabulary.
+    """
+    _check_bidirectional(model)
     options: dict[str, Any] = {}
     if vocab_slice is not None and getattr(model, "supports_vocab_slice", False):
         options, vocab_slice = {"vocab_slice": vocab_slice}, None
@@ -217,11 +222,24 @@ def logits_at(
 def logits_of_columns(
     model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, columns: Tensor, **options: Any
 ) -> Tensor:
-    """Logits at `columns` (B, K) int64 of each row; (B, K, V), which the caller may overwrite."""
+    """Logits at `columns` (B, K) int64 of each row; (B, K, V), which the caller may overwrite.
+
+    Raises:
+        OptionError: a block-causal model.
+    """
+    _check_bidirectional(model)
     if getattr(model, "supports_logits_positions", False):
         return model(tokens, attention_mask=attention_mask, logits_positions=columns, **options).logits
     logits = _whole_logits(model, tokens, attention_mask, **options)
     return logits.gather(1, columns.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+
+
+def _check_bidirectional(model: Callable[..., Any]) -> None:
+    length = getattr(model, "block_length", None)
+    if length is not None:
+        raise OptionError(
+            "model", type(model).__name__, f"it attends block by block ({length} tokens), not to a canvas"
+        )
 
 
 def _whole_logits(model: Callable[..., Any], tokens: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:

@@ -126,7 +126,7 @@ class Family:
         self.vocabulary = self.vocabulary_size(config)
         mask: Any = getattr(config, "mask_token_id", None)
         if mask is None:
-            mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.published_mask_token_id
+            mask = self.default_mask_token_id(tokenizer)
         problem = mask_token_problem(mask, self.vocabulary, tokenizer)
         if problem is not None:
             raise ValueError(f"config mask_token_id={mask!r}: {problem}")
@@ -138,6 +138,11 @@ class Family:
     def vocabulary_size(config: PretrainedConfig) -> int:
         """Rows of the embedding of a checkpoint with this config."""
         return getattr(config, "embedding_size", None) or config.vocab_size
+
+    @classmethod
+    def default_mask_token_id(cls, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Id of the mask token where the config names none: the tokenizer's, else the published one, else None."""
+        return cls.published_mask_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
 
     @classmethod
     def recognises(cls, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:

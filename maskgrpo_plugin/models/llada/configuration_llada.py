@@ -4,6 +4,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from maskgrpo_plugin.models.lladamoe.configuration_lladamoe import LLaDAMoEConfig
+
+MOE_ARCHITECTURE = "LLaDAMoEModelLM"  # published under `model_type: llada`
 SUPPORTED = {
     "alibi": (False,),
     "rope": (True,),
@@ -97,6 +100,13 @@ class LLaDAConfig(PretrainedConfig):
         kwargs.setdefault("use_cache", False)
         kwargs.setdefault("architectures", ["LLaDAModelLM"])
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'; a folder that names LLaDA-MoE's architecture gets a `LLaDAMoEConfig`."""
+        if MOE_ARCHITECTURE in (config_dict.get("architectures") or ()):
+            return LLaDAMoEConfig.from_dict(config_dict | {"model_type": LLaDAMoEConfig.model_type}, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_key_value_heads(self) -> int:

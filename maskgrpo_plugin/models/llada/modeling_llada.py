@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.models.attention import attend_by_row, eager_attention
 from maskgrpo_plugin.models.interface import MaskPredictorModel
 from maskgrpo_plugin.models.layout import Layout, at_columns, mask_at_columns
 from maskgrpo_plugin.models.llada.configuration_llada import LLaDAConfig
@@ -131,12 +132,7 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
                 max_length_q=longest,
                 max_length_k=packing.longest,
             )
-        key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (key, value))
-        query = query.transpose(1, 2)
-        by_row = query.unflatten(1, (packing.rows, -1))[0] if at_columns else packing.unpack(query)
-        mask = None if packing.is_even else packing.mask[:, None, None, :].expand(-1, 1, by_row.shape[1], -1)
-        attended = self._attend(by_row.transpose(1, 2), key, value, mask)
-        return attended.flatten(0, 1).unsqueeze(0) if at_columns else packing.pack(attended)
+        return attend_by_row(self._attend, query, key, value, packing, at_columns=at_columns)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
@@ -160,26 +156,6 @@ class LLaDALlamaBlock(GradientCheckpointingLayer):
             **options,
         )
         return attended
-
-
-def eager_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention written out; (B, H, L, d) -> (B, L, H, d). `attention_mask` (B, 1, L, L) bool, true = attend."""
-    groups = module.num_key_value_groups
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
-    return (weights @ value).transpose(1, 2), None
 
 
 class LLaDAModel(nn.Module):

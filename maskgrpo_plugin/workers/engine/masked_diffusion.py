@@ -23,6 +23,7 @@ from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.families import ImageFamily, build_family
+from maskgrpo_plugin.models.registry import check_bidirectional
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
 from maskgrpo_plugin.workers.engine.passes import (
     Line,
@@ -57,8 +58,11 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         )
         with init_context():
             module = AutoModelForCausalLM.from_pretrained(self.model_config.local_path, dtype=dtype, config=hf_config)
-        module.to(dtype)
+        check_bidirectional(hf_config, "model.path", self.model_config.local_path)
+        for parameter in module.parameters():  # buffers, such as rotary frequencies, stay in float32
+            parameter.data = parameter.data.to(dtype)
         family = build_family(hf_config, self.model_config.tokenizer)
+        self._mask_token_id = family.mask_token_id
         self._image_slice = family.image.vocab_slice if isinstance(family, ImageFamily) else None
         if self.model_config.enable_gradient_checkpointing:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -91,7 +95,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         data = data.to("cpu")
         plan = StepPlan.from_plain(tu.get_non_tensor_data(data, "estimation", default=None))
         estimator = plan.build()
-        rows = rows_of(data, plan, estimator, self.model_config.hf_config.mask_token_id)
+        rows = rows_of(data, plan, estimator, self._mask_token_id)
         if not forward_only:
             update = tu.get_non_tensor_data(data, "update", default=0)
             batch, _ = self._units(data, rows, plan, estimator, update)

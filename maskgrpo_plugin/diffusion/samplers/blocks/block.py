@@ -168,22 +168,3 @@ class BlockModel:
             self._packing = mask.shape[0], Packing.of(mask)
         packing = self._packing[1]
         return (None, {}) if packing is None else (mask, {"packing": packing})
-
-
-def reveal_quota(masked: Tensor, steps: Tensor) -> Tensor:
-    """Share masked positions over steps evenly, the first steps taking the remainder.
-
-    >>> reveal_quota(torch.tensor([7, 4]), torch.tensor([3, 2]))
-    tensor([[3, 2, 2],
-            [2, 2, 0]])
-
-    Args:
-        masked: (N,) number of positions per row.
-        steps: (N,) number of steps per row, each at least 1.
-
-    Returns:
-        (N, most steps) positions per row and step.
-    """
-    base, extra = (masked // steps).unsqueeze(1), (masked % steps).unsqueeze(1)
-    number = torch.arange(int(steps.max()), device=masked.device)
-    return (base + (number < extra)) * (number < steps.unsqueeze(1))

@@ -15,9 +15,10 @@ from maskgrpo_plugin.diffusion.samplers.base import (
     token_probability,
     top_k_per_row,
 )
-from maskgrpo_plugin.diffusion.samplers.blocks.block import BlockModel, BlockState, Row, reveal_quota
+from maskgrpo_plugin.diffusion.samplers.blocks.block import BlockModel, BlockState, Row
 from maskgrpo_plugin.diffusion.samplers.blocks.options import BlockSampler
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
+from maskgrpo_plugin.diffusion.samplers.blocks.quotas import reveal_quota
 from maskgrpo_plugin.errors import OptionError
 
 
@@ -222,7 +223,7 @@ class BlockDecoder:
             mask_token_id=self.mask_token_id,
         )
         state.left = state.masked().sum(-1).tolist()
-        state.quotas = reveal_quota(torch.tensor(state.left), steps)
+        state.quotas = reveal_quota(torch.tensor(state.left), steps, self.sampler.quota)
         return state
 
     def _write(self, state: BlockState, columns: Tensor, chosen: Tensor, revealed: Tensor, step: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from maskgrpo_plugin.diffusion.samplers.base import Sampler
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import CACHES
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
+from maskgrpo_plugin.diffusion.samplers.blocks.quotas import QUOTAS
 from maskgrpo_plugin.diffusion.samplers.noise import Generators, draw_categories, uniform_table
 from maskgrpo_plugin.diffusion.samplers.options import flag, number, number_above, one_of, option, token_ids
 from maskgrpo_plugin.errors import OptionError, check_choice
@@ -30,6 +31,8 @@ class BlockSampler(Sampler):
         ordering: which masked tokens are revealed first. `low_confidence`: most probable first (LLaDA's name:
             low-confidence tokens stay masked); `random`; `entropy`: lowest first; `margin`: largest lead of the best
             token over the second best first.
+        quota: how many tokens each step reveals: `even` (LLaDA), `rounded` (dLLM: A2D, LLaDA-MoE) or `dream`, see
+            `quotas`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most probable token.
         cfg_scale: w in un + (1 + w)(cond − un), un without the prompt; 0 for no guidance.
         early_stop: whether a row that holds a stop token once a block is done takes no further blocks.
@@ -52,6 +55,7 @@ class BlockSampler(Sampler):
     steps: int = option(number(1, whole=True), 128)
     block_length: int | None = option(number(1, whole=True), None)
     ordering: str = option(one_of(*ORDERINGS), "low_confidence")
+    quota: str = option(one_of(*QUOTAS), "even")
     early_stop: bool = option(flag, True)
     stop_token_ids: tuple[int, ...] = option(token_ids, (), by_run=True)
     fill_token_id: int | None = option(number(0, whole=True), None)

@@ -1,0 +1,115 @@
+"""Attention of batches and of packed lines, for LLaDA's blocks and for the layers of transformers.
+
+The layers of transformers find their attention function by `config._attn_implementation` and hand further arguments
+through to it. `sdpa_by_row` and `eager_by_row`, registered here, take a `packing` that way: the rows of a line then
+attend to themselves alone, and no other part of a layer sees padding. Flash attention knows lines by itself
+(`flash_line`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from maskgrpo_plugin.diffusion.packing import Packing
+
+Attention = Callable[..., tuple[Tensor, Any]]
+BY_ROW = {  # by what is asked for, in the names of transformers
+    None: "sdpa_by_row",
+    "sdpa": "sdpa_by_row",
+    "flex_attention": "sdpa_by_row",
+    "eager": "eager_by_row",
+}
+
+
+def eager_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention written out; (B, H, L, d) -> (B, L, H, d). `attention_mask` (B, 1, L, L) bool, true = attend."""
+    groups = module.num_key_value_groups
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2), None
+
+
+def attend_by_row(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    attention_mask: Tensor | None = None,
+    *,
+    at_columns: bool = False,
+) -> Tensor:
+    """Attention of a packed line, by way of its rows.
+
+    Args:
+        attend: attention of a batch: (B, H, K, d), two of (B, H', L, d) and a mask (B, 1, K, L) or None
+            -> (B, K, H, d).
+        query: (1, H, T, d); with `at_columns` (1, H, B·K, d), as many of each row.
+        key, value: (1, H', T, d).
+        packing: of the line.
+        attention_mask: (B, 1, L, L) bool, true = attend, which also hides padding; None: each row attends to all of
+            itself.
+
+    Returns:
+        (1, T or B·K, H, d).
+    """
+    key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (key, value))
+    query = query.transpose(1, 2)
+    rows = query.unflatten(1, (packing.rows, -1))[0] if at_columns else packing.unpack(query)
+    if attention_mask is None and not packing.is_even:
+        attention_mask = packing.mask[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
+    attended = attend(rows.transpose(1, 2), key, value, attention_mask)
+    return attended.flatten(0, 1).unsqueeze(0) if at_columns else packing.pack(attended)
+
+
+def flash_line(packing: Packing) -> dict[str, Any]:
+    """Arguments by which transformers' flash attention learns where the rows of a line begin."""
+    return {
+        "cu_seq_lens_q": packing.boundaries,
+        "cu_seq_lens_k": packing.boundaries,
+        "max_length_q": packing.longest,
+        "max_length_k": packing.longest,
+    }
+
+
+def _by_row(attention: Attention) -> Attention:
+    """An attention function of transformers that attends in both directions, and takes lines."""
+
+    def by_row(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packing: Packing | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+            return attention(module, query, key, value, mask, **options | {"is_causal": False})[0]
+
+        if packing is None:
+            return attend(query, key, value, attention_mask), None
+        return attend_by_row(attend, query, key, value, packing, attention_mask), None
+
+    return by_row
+
+
+AttentionInterface.register(BY_ROW["sdpa"], _by_row(sdpa_attention_forward))
+AttentionInterface.register(BY_ROW["eager"], _by_row(eager_attention))

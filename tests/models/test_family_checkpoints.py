@@ -1,0 +1,129 @@
+"""Checkpoints of every family as a run names them: what is checked, what works, and what is refused with which line."""
+
+import json
+
+import pytest
+import torch
+from family_models import BIDIRECTIONAL, CONFIGS, EXPERTS, FAMILIES, save_checkpoint
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import maskgrpo_plugin  # noqa: F401
+from maskgrpo_plugin.config import ImageSettings
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.generation.checkpoint import Checkpoint
+from maskgrpo_plugin.models.checks import check_model
+from maskgrpo_plugin.models.dream import DreamTokenizer
+from maskgrpo_plugin.models.families import build_family
+
+BLOCKS = sorted(set(FAMILIES) - set(BIDIRECTIONAL))
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_run, tmp_path_factory):
+    """A checkpoint of each family with the quickstart's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
+    root = tmp_path_factory.mktemp("families")
+    return {name: save_checkpoint(name, root / name, tokenizer) for name in FAMILIES}
+
+
+def run(folder, **model):
+    section = {"path": str(folder), "model_type": "masked_diffusion", "tokenizer_path": None, "override_config": {}}
+    section |= {"lora_rank": 0, "target_modules": "all-linear"} | model
+    data = {"max_prompt_length": 16, "max_response_length": 16}
+    return OmegaConf.create({"actor_rollout_ref": {"model": section}, "data": data})
+
+
+def test_dreams_published_tokenizer_is_read_without_its_code(folders, tmp_path):
+    """As published: vocabulary and merges, a class in a file that is not there, the mask token among those added."""
+    words = {"h": 0, "e": 1, "l": 2, "o": 3, "he": 4, "ll": 5, "hell": 6, "hello": 7, "Ġ": 8, "<|endoftext|>": 9}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl l\nhe ll\nhell o\n")
+    added = {"10": {"content": "<|mask|>", "special": True}, "9": {"content": "<|endoftext|>", "special": True}}
+    settings = {"tokenizer_class": "DreamTokenizer", "mask_token": "<|mask|>", "eos_token": "<|endoftext|>"}
+    settings |= {
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "pad_token": "<|endoftext|>",
+    }
+    for token in added.values():
+        token |= {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": added}))
+    (tmp_path / "config.json").write_bytes((folders["dream"] / "config.json").read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer) is DreamTokenizer
+    assert tokenizer("hello<|mask|>hell he<|endoftext|>")["input_ids"] == [7, 10, 6, 8, 4, 9]
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (10, 9, 9)
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_a_checkpoint_that_fits_passes(folders, name):
+    check_model(run(folders[name], lora_rank=4))
+    check_model(run(folders[name], lora_rank=4, target_modules=["q_proj", "o_proj"]))
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_unknown_lora_targets_are_refused_with_those_of_the_family(folders, name):
+    with pytest.raises(OptionError, match=r"\['ff_proj'\] is not usable; a block has q_proj, k_proj, v_proj, o_proj, "):
+        check_model(run(folders[name], lora_rank=4, target_modules=["q_proj", "ff_proj"]))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_causal_checkpoints_are_refused_by_training_and_generation(folders, name):
+    model_type = CONFIGS[name][0].model_type
+    line = rf"its model \({model_type}\) attends block by block \(4 tokens\)"
+    with pytest.raises(OptionError, match=line) as error:
+        check_model(run(folders[name]))
+    assert error.value.key == "actor_rollout_ref.model.path"
+    with pytest.raises(OptionError, match=line) as error:
+        Checkpoint(str(folders[name]), device="cpu", dtype=None, image=ImageSettings())
+    assert error.value.key == "--model"
+
+
+def test_an_a2d_checkpoint_of_blocks_is_refused_where_the_run_says_so(folders):
+    with pytest.raises(OptionError, match=r"block by block \(32 tokens\)"):
+        check_model(run(folders["a2d_qwen2"], override_config={"block_size": 32}))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_checkpoints_name_every_expert(folders, name, tmp_path):
+    config = AutoConfig.from_pretrained(folders[name])
+    weights = load_file(folders[name] / "model.safetensors")
+    numbers = {int(key.split(".experts.")[1].split(".")[0]) for key in weights if ".mlp.experts." in key}
+    assert numbers == set(range(config.num_experts))
+    if name not in BIDIRECTIONAL:
+        return
+    for file in folders[name].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    lost = next(key for key in weights if key.endswith("experts.5.up_proj.weight"))
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OptionError, match=f"lacks 1 of .* parameters: {lost}"):
+        check_model(run(tmp_path))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mask_token_is_the_tokenizers_where_the_config_names_none(folders, name):
+    assert json.loads((folders[name] / "config.json").read_text())["mask_token_id"] is None
+    tokenizer = AutoTokenizer.from_pretrained(folders[name])
+    family = build_family(AutoConfig.from_pretrained(folders[name]), tokenizer)
+    assert family.mask_token_id == tokenizer.mask_token_id
+    expected = {"dream": "dream", "sdar": "sdar", "sdar_moe": "sdar", "fast_dllm_v2": "fast_dllm_v2"}
+    expected |= {"lladamoe": "llada_moe", "llada2_moe": "llada_moe"}
+    assert family.name == expected.get(name, "text")
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_routers_compute_in_float32_whatever_the_model_is_in(folders, name):
+    model = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.bfloat16)
+    routers = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    hidden = torch.randn(5, model.config.hidden_size, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    for router in routers:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = router(hidden)
+        logits = found[0] if isinstance(found, tuple) else found
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, hidden.float() @ router.weight.float().T, atol=1e-6, rtol=0)
+    if name == "llada2_moe":
+        assert all(router.e_score_correction_bias.dtype == torch.float32 for router in routers)
+        assert all(router.e_score_correction_bias.any() for router in routers)
