@@ -1,13 +1,14 @@
 """The plugin's own config sections as dataclasses, each value checked where it is built and named by its full key."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.base_config import BaseConfig
 from verl.trainer.config import AlgoConfig
-from verl.workers.config import FSDPActorConfig, RolloutConfig
+from verl.workers.config import FSDPActorConfig, HFModelConfig, RolloutConfig
 
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
@@ -16,6 +17,7 @@ from maskgrpo_plugin.diffusion.samplers import Sampler, build_for_run, option_na
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number
 from maskgrpo_plugin.models.families import ImageFamily
 from maskgrpo_plugin.models.families.base import ImageTokenizerConfig
+from maskgrpo_plugin.models.overrides import override
 
 logger = logging.getLogger(__name__)
 
@@ -287,6 +289,29 @@ class DiffusionRolloutConfig(RolloutConfig):
         check_number("actor_rollout_ref.rollout.log_prob_gap_rows", self.log_prob_gap_rows, 0, whole=True)
         for key in ("max_wait_ms", "quiet_ms", "log_prob_gap_warning"):
             check_number(f"actor_rollout_ref.rollout.{key}", getattr(self, key), 0)
+
+
+@dataclass
+class CheckpointConfig(HFModelConfig):
+    """verl's model section, whose `override_config` may hold mappings such as DiMOO's `system_prompts`.
+
+    verl takes a mapping for the keys of a config within the checkpoint's and fails where there is none.
+
+    Attributes:
+        override_config: keys that replace those of the checkpoint's config; see `models.overrides.override`.
+    """
+
+    override_config: dict[str, Any] = field(default_factory=dict)
+
+    _mutable_fields = HFModelConfig._mutable_fields | {"override_config"}
+
+    def __post_init__(self):
+        given = self.override_config
+        mappings = {key: value for key, value in given.items() if isinstance(value, Mapping) and key != "model_config"}
+        self.override_config = {key: value for key, value in given.items() if key not in mappings}
+        super().__post_init__()
+        self.override_config = given
+        override(self.hf_config, mappings)
 
 
 @dataclass

@@ -110,7 +110,6 @@ class Runner:
             sampling_params={"temperature": self.temperature, "seed": seed},
             **request.arguments,
         )
-        response_ids = [*request.prefix_ids, *output.token_ids]
         image = output.extra_fields.get(IMAGE_FIELD)
         row: dict[str, Any] = {
             "id": problem.id,
@@ -124,14 +123,15 @@ class Runner:
         if problem.is_image:
             row["effective_tokens"] = request.new_tokens
             row["image"] = write_image(self.records.folder, problem, sample, image)
+            answer = list(output.token_ids)
         else:
             row["effective_tokens"] = answer_length(output.token_ids, self.stop_token_ids)
-            answer = response_ids[: len(request.prefix_ids) + row["effective_tokens"]]
+            answer = [*request.prefix_ids, *output.token_ids[: row["effective_tokens"]]]
             row["text"] = self.tokenizer.decode(answer, skip_special_tokens=True)
         if self.with_token_ids:
             row["token_ids"] = output.token_ids
         unscored: dict[str, Any] = {"score": None, "acc": None, "reward": {}, "failure": None}
-        return row | (await self.scorer.score(problem, response_ids, image) if self.scorer else unscored)
+        return row | (await self.scorer.score(problem, answer, image) if self.scorer else unscored)
 
 
 def check_positions(lengths: Sequence[Length], positions: int | None) -> None:

@@ -64,7 +64,7 @@ class Scorer:
 
         Args:
             problem: what was asked.
-            token_ids: the response, an answer's prefix included.
+            token_ids: the response, an answer's prefix included, up to the end of a text.
             image: (H, W, 3) uint8 where one was made.
 
         Returns:

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maskgrpo_plugin.errors import OptionError, check_number, first_line, nearest
 from maskgrpo_plugin.models.families import find_family
+from maskgrpo_plugin.models.overrides import override
 from maskgrpo_plugin.models.registry import MODELS, check_bidirectional
 from maskgrpo_plugin.models.special_tokens import mask_token_problem
 from maskgrpo_plugin.models.weight_files import WeightFileError, shape_problem, stored_shapes
@@ -41,7 +42,9 @@ FURTHER_OVERRIDES = (  # keys that verl and the plugin read and a config need no
     "num_new_special_tokens",
     "num_vq_tokens",
     "special_token_ids",
+    "system_prompts",
 )
+MAPPINGS = ("special_token_ids", "system_prompts")
 OWN_LAYERS = "the model's layers are the plugin's own"
 IGNORED = {
     "use_liger": Ignored((False,), OWN_LAYERS),
@@ -132,17 +135,16 @@ def _check_library(name: Any) -> None:
 
 def _checkpoint_config(model: DictConfig, path: str) -> PretrainedConfig:
     """The checkpoint's config with the run's `override_config`, as verl makes it."""
-    override: Any = OmegaConf.to_container(model.override_config, resolve=True) if model.override_config else {}
-    override = override.get("model_config", override)
+    values: Any = OmegaConf.to_container(model.override_config, resolve=True) if model.override_config else {}
+    values = values.get("model_config", values)
     try:
         checkpoint = AutoConfig.from_pretrained(os.path.expanduser(str(model.get("hf_config_path") or path)))
     except (ValueError, OSError) as error:
         key = "hf_config_path" if model.get("hf_config_path") else "path"
         raise OptionError(f"{SECTION}.{key}", model[key], first_line(error)) from None
-    for key, value in override.items():
+    for key, value in values.items():
         _check_override(checkpoint, key, value)
-        if key != ATTENTION:
-            setattr(checkpoint, key, value)
+    override(checkpoint, {key: value for key, value in values.items() if key != ATTENTION})
     return checkpoint
 
 
@@ -157,6 +159,8 @@ def _check_override(checkpoint: PretrainedConfig, key: str, value: Any) -> None:
         if near:
             raise OptionError(full, value, f"the checkpoint's config has no such key; did you mean {near}?")
         logger.warning("%s=%r: the checkpoint's config has no such key", full, value)
+    elif key in MAPPINGS and not isinstance(value, Mapping):
+        raise OptionError(full, value, f"allowed: a mapping; set its keys, as in {full}.<key>=<value>")
     else:
         before = getattr(checkpoint, key, None)
         is_number = isinstance(before, int | float) and not isinstance(before, bool)

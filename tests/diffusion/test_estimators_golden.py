@@ -71,13 +71,16 @@ class StandIn:
             for value in self.w.values():
                 value.requires_grad_()
 
-    def log_probs(self, canvas, tokens):
-        """Log-probability of the true token at every position, (B, L)."""
+    def logits(self, canvas):
+        """Logits at every position, (B, L, V)."""
         w, length = self.w, canvas.shape[1]
         e = w["E"][canvas]
         hidden = torch.tanh((e + w["M"][:length, :length] @ e + w["P"][:length]) @ w["W1"].T)
-        logits = hidden @ w["W2"].T
-        return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return hidden @ w["W2"].T
+
+    def log_probs(self, canvas, tokens):
+        """Log-probability of the true token at every position, (B, L)."""
+        return self.logits(canvas).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 @pytest.fixture
@@ -117,9 +120,10 @@ def token_mean_loss(found, advantages, counted, settings):
 
 
 def assert_log_probs(found, stored, prefix, counted):
-    """Compare estimates (rows, L) where they count with stored ones, (rows, L) or of the response alone."""
-    for name, got in found.items():
-        expected = stored[f"{prefix}logp_{name}"]
+    """Compare estimates and ratios (rows, L) where they count with stored ones, (rows, L) or of the response alone."""
+    keys = {f"logp_{name}": value for name, value in found.items()} | {"ratio": (found["new"] - found["old"]).exp()}
+    for name, got in keys.items():
+        expected = stored[f"{prefix}{name}"]
         skipped = got.shape[1] - expected.shape[1]
         kept = counted[:, skipped:]
         torch.testing.assert_close(got.detach()[:, skipped:][kept], expected[kept], **CLOSE)
@@ -132,11 +136,9 @@ def assert_loss_and_gradient(loss, stored, prefix, models):
         torch.testing.assert_close(value.grad, stored[f"{prefix}grad.{name}"], **CLOSE)
 
 
-def test_the_stand_in_is_the_readmes(batch, rows):
-    model = StandIn("new")
-    canvas = batch["check.canvas"].long()
-    expected = batch["check.logits_new"].log_softmax(-1).gather(-1, rows.tokens.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(model.log_probs(canvas, rows.tokens), expected, **CLOSE)
+def test_the_stand_in_is_the_readmes(batch):
+    logits = StandIn("new").logits(batch["check.canvas"].long())
+    torch.testing.assert_close(logits.detach(), batch["check.logits_new"], **CLOSE)
 
 
 @pytest.mark.parametrize(("normalisation", "name"), [
@@ -155,6 +157,11 @@ def test_coupled_grpo(prefix, rows, batch, meta, models):
     first = stored[f"{prefix}in_first_mask"].bool()
     passes = coupled_passes(rows.tokens, rows.response, first, ratio, rows.mask_token_id)
     assert torch.equal(torch.stack([one.noisy for one in passes]), stored[f"{prefix}canvas"].long())
+    assert torch.equal(torch.stack([one.scored for one in passes]), stored[f"{prefix}masked"].bool())
+    prompt = rows.tokens.shape[1] - stored[f"{prefix}pass_logp_new"].shape[-1]
+    for name, model in models.items():
+        got = torch.stack([model.log_probs(one.noisy, rows.tokens)[:, prompt:] for one in passes])
+        torch.testing.assert_close(got.detach(), stored[f"{prefix}pass_logp_{name}"], **CLOSE)
     found = estimates(models, rows, passes, build_estimator("coupled").fold)
     assert_log_probs(found, stored, prefix, rows.response)
     counted = batch["response_mask"].bool()

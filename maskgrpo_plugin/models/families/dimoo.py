@@ -21,8 +21,8 @@ class DiMOOFamily(ImageFamily):
 
     An answer ends with `</answer>`, which also ends a text. The config's `system_prompts` are texts by task:
     `text_to_image`, and `understanding`, which has no default: set it to the one that the checkpoint was trained with.
-    A run sets them by `+actor_rollout_ref.model.override_config.system_prompts.understanding='…'`, or in the
-    checkpoint's config.json.
+    They are set in the checkpoint's config.json, or by a run:
+    `+actor_rollout_ref.model.override_config.system_prompts.understanding='…'`.
     """
 
     name = "dimoo"

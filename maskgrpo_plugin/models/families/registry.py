@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from maskgrpo_plugin.models.families.base import Family
+from maskgrpo_plugin.models.overrides import override
 from maskgrpo_plugin.models.registry import MODELS
 
 FAMILIES: dict[str, type[Family]] = {}
@@ -71,14 +72,13 @@ def load_family(model: Any, tokenizer: PreTrainedTokenizerBase) -> Family:
     Raises:
         ValueError: see `build_family`.
     """
-    override = model.get("override_config") or {}
-    values = OmegaConf.to_container(override, resolve=True) if OmegaConf.is_config(override) else override
+    given = model.get("override_config") or {}
+    values = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     return _load_family(os.path.expanduser(str(model.path)), json.dumps(values, sort_keys=True), tokenizer)
 
 
 @lru_cache(maxsize=4)
-def _load_family(path: str, override: str, tokenizer: PreTrainedTokenizerBase) -> Family:
+def _load_family(path: str, values: str, tokenizer: PreTrainedTokenizerBase) -> Family:
     config = AutoConfig.from_pretrained(path)
-    for key, value in json.loads(override).items():
-        setattr(config, key, value)
+    override(config, json.loads(values))
     return build_family(config, tokenizer)
