@@ -12,20 +12,18 @@ from maskgrpo_plugin.models.layout import Layout, at_columns
 
 
 class PublishedConfig(PretrainedConfig):
-    """Writes rotary settings and dtype under the published keys, which older versions of transformers read.
+    """Writes the rotary settings under the published keys, which older versions of transformers read.
 
     Config classes inherit from it and from one of transformers, in this order.
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers', with `rope_theta` and `rope_scaling` for `rope_parameters`, and `torch_dtype` too."""
+        """As transformers', with `rope_theta` and `rope_scaling` in place of `rope_parameters`."""
         output = super().to_dict()
         rotary = dict(output.pop("rope_parameters", None) or {})
         if "rope_theta" in rotary:
             output["rope_theta"] = rotary.pop("rope_theta")
         rotary.pop("partial_rotary_factor", None)
-        if output.get("dtype") is not None:
-            output["torch_dtype"] = output["dtype"]
         output["rope_scaling"] = None if rotary.get("rope_type", "default") == "default" else rotary
         return output
 

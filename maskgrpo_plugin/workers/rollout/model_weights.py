@@ -124,7 +124,7 @@ class ModelWeights:
             return get_peft_model_state_dict(self._adapter, save_embedding_layers=False)
         if part == "all" and self._adapter is not None:
             raise RuntimeError("weight sync sent merged weights to a rollout model with a LoRA adapter of its own")
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        tensors = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()]
         return {_base_name(name): tensor for name, tensor in tensors if "lora_" not in name}
 
     def _add_adapter(self, settings: dict[str, Any]) -> PeftModel:
