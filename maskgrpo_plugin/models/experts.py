@@ -71,3 +71,17 @@ def register_expert_names(model_type: str, further: Sequence[WeightTransform] = 
     """
     experts = get_checkpoint_conversion_mapping("qwen2_moe")
     register_checkpoint_conversion_mapping(model_type, [*further, *experts], overwrite=True)
+
+
+def expert_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The experts of a layer under their published names, as views; empty for any other parameter.
+
+    `a.mlp.experts.down_proj` (E, D, I) gives `a.mlp.experts.0.down_proj.weight` (D, I) and so on; the first and the
+    second half of the rows of `gate_up_proj` (E, 2·I, D) are `gate_proj` and `up_proj`.
+    """
+    layer, _, kind = name.rpartition(".")
+    if not layer.endswith(".mlp.experts") or tensor.dim() != 3:
+        return {}
+    kinds = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[kind]
+    parts = {part: tensor.chunk(len(kinds), dim=1)[n] for n, part in enumerate(kinds)}
+    return {f"{layer}.{n}.{part}.weight": half[n] for part, half in parts.items() for n in range(tensor.shape[0])}

@@ -15,6 +15,7 @@ from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.generation.checkpoint import Checkpoint
 from maskgrpo_plugin.models.checks import check_model
 from maskgrpo_plugin.models.dream import DreamTokenizer
+from maskgrpo_plugin.models.experts import expert_parts
 from maskgrpo_plugin.models.families import build_family
 
 BLOCKS = sorted(set(FAMILIES) - set(BIDIRECTIONAL))
@@ -100,6 +101,17 @@ def test_checkpoints_name_every_expert(folders, name, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(OptionError, match=f"lacks 1 of .* parameters: {lost}"):
         check_model(run(tmp_path))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_the_parts_of_a_layers_experts_are_those_of_the_checkpoint(folders, name):
+    stored = load_file(folders[name] / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folders[name])
+    parts = {}
+    for parameter, values in model.named_parameters():
+        parts |= expert_parts(parameter, values.data)
+    assert parts.keys() == {key for key in stored if ".mlp.experts." in key}
+    assert all(torch.equal(stored[key], values) for key, values in parts.items())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_config, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from maskgrpo_plugin.models.experts import expert_parts
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket
 
 Part = Literal["all", "base", "adapter"]
@@ -125,7 +126,10 @@ class ModelWeights:
         if part == "all" and self._adapter is not None:
             raise RuntimeError("weight sync sent merged weights to a rollout model with a LoRA adapter of its own")
         tensors = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()]
-        return {_base_name(name): tensor for name, tensor in tensors if "lora_" not in name}
+        targets = {_base_name(name): tensor for name, tensor in tensors if "lora_" not in name}
+        for name, tensor in list(targets.items()):
+            targets |= expert_parts(name, tensor)  # verl's engine sends experts one by one
+        return targets
 
     def _add_adapter(self, settings: dict[str, Any]) -> PeftModel:
         """Put peft's layers into the model, around the linear layers that `settings` names."""
@@ -153,7 +157,11 @@ class ModelWeights:
                 {_base_name(name) for name, _ in self.model.named_parameters()} & required - tied,
                 "parameters",
             )
-        missing = sorted(required - self._received)
+        missing = sorted(
+            name
+            for name in required - self._received
+            if not (parts := expert_parts(name, targets[name])) or not parts.keys() <= self._received
+        )
         if missing:
             raise RuntimeError(f"weight sync left out {len(missing)} {kind}, among them {missing[:5]}")
 
