@@ -22,6 +22,7 @@ EXTRAS = {
     "digits": ("sklearn", "the digits example"),
     "dimoo": ("diffusers", "Lumina-DiMOO's image tokenizer"),
     "lm_eval": ("lm_eval", "lm-evaluation-harness"),
+    "docs": ("mkdocs", "the documentation site"),
 }
 LIBRARIES = {"flash-attn": ("flash_attn", "packed attention on GPU; install it by its own instructions")}
 PROGRAMS = {"bwrap": "isolation of code rewards", "nsjail": "isolation of code rewards"}

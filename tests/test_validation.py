@@ -115,6 +115,10 @@ def test_a_checkpoint_without_a_mask_token_is_refused(tiny_run, tmp_path):
     published = json.loads((copy / "config.json").read_text())
     published["mask_token_id"] = None
     (copy / "config.json").write_text(json.dumps(published))
+    preflight(config(tiny_run, f"actor_rollout_ref.model.path={copy}"))  # the tokenizer names one
+    tokens = json.loads((copy / "tokenizer_config.json").read_text())
+    del tokens["mask_token"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(tokens))
     with pytest.raises(OptionError, match="mask_token_id"):
         preflight(config(tiny_run, f"actor_rollout_ref.model.path={copy}"))
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -36,8 +36,11 @@ json.dump({"composed": composed, "modes": modes, "places": places, "source": sea
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The built wheel, of a copy of the sources, since a build leaves files in their folder."""
-    if find_spec("setuptools") is None or find_spec("pip") is None:
-        pytest.skip("building needs setuptools and pip in this environment")
+    for name in ("setuptools", "pip"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            pytest.skip(f"building needs {name} in this environment")
     copy, target = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():

@@ -24,7 +24,8 @@ class Unknown(Exception):
 def module_tree(module: str) -> ast.Module:
     """The syntax tree of a module of the package, by its dotted name."""
     path = ROOT.joinpath(*module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"
+    file = package if package.is_file() else path.with_suffix(".py")
     return ast.parse(file.read_text())
 
 

@@ -100,7 +100,7 @@ WHOLE = [
     "actor_rollout_ref.actor.use_kl_loss=false actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=null",
     "reward.custom_reward_function.path=tests/e2e/varied_reward.py",
     "reward.custom_reward_function.path=tests/e2e/varied_reward.py +reward.custom_reward_function.reward_kwargs.x=1",
-    "trainer.save_freq=-1 trainer.resume_mode=disable trainer.default_local_dir=/proc/nowhere",
+    "trainer.save_freq=-1 trainer.resume_mode=disable",
     "trainer.total_training_steps=null trainer.test_freq=-1 trainer.save_freq=0 trainer.max_actor_ckpt_to_keep=2",
     "trainer.logger=console trainer.experiment_name=7 data.seed=null",
     "trainer.v1.trainer_mode=maskgrpo_colocate_async +trainer.v1.maskgrpo_colocate_async.num_warmup_batches=1.5",

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,7 +83,7 @@ class Engine(MaskedDiffusionEngine):
     def __init__(self, model, others=()):
         self.module = Recorder(model)
         self.others = others
-        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(mask_token_id=MASK))
+        self._mask_token_id = MASK
         self.ulysses_sequence_parallel_size = 1
         self._autocast_dtype, self._image_slice = torch.float32, None
 

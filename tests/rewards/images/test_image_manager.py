@@ -154,7 +154,7 @@ def test_rows_that_ask_for_no_image_are_scored_as_texts(session, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "rewards" / "text")
     from test_scorers import CharacterTokenizer
 
-    manager = make_manager({"light": BRIGHTNESS}, tokenizer=CharacterTokenizer())
+    manager = make_manager({"level": BRIGHTNESS}, tokenizer=CharacterTokenizer())
     image, *texts = run_all(
         manager,
         grey(51),
@@ -164,7 +164,7 @@ def test_rows_that_ask_for_no_image_are_scored_as_texts(session, monkeypatch):
     )
     assert image["reward_score"] == pytest.approx(0.2)
     assert [text["reward_score"] for text in texts] == [1.0, 1.0, 0.0]
-    assert all("light" not in text["reward_extra_info"] for text in texts)
+    assert all("level" not in text["reward_extra_info"] for text in texts)
 
 
 def test_what_the_scorers_see_of_a_row():
