@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -107,7 +108,9 @@ def test_a_ray_worker_that_sees_no_device(start, resources, expected):
 
 def test_a_config_for_the_cpu_runs_there_on_a_machine_with_a_gpu(start, tiny_run):
     arguments = ["--config-dir", f"{ROOT}/configs", "--config-name", "quickstart", f"quickstart_dir={tiny_run}"]
-    expected = ["cpu", "cpu", {"VERL_PLATFORM": "cpu"}, "cpu"]
+    cores = psutil.cpu_count(logical=False) or 8
+    threads = {"TQ_NUM_THREADS": str(cores)} if cores < 8 else {}
+    expected = ["cpu", "cpu", {"VERL_PLATFORM": "cpu"} | threads, "cpu"]
     assert json.loads(last_line(start(STAND_IN + RUN, *arguments, devices=1))) == expected
 
 
