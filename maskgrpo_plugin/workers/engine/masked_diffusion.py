@@ -53,12 +53,12 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             dtype = torch.bfloat16 if self.engine_config.forward_only else torch.float32
         dtype = PrecisionType.to_dtype(dtype)
         hf_config = self.model_config.hf_config
+        check_bidirectional(hf_config, "model.path", self.model_config.local_path)
         init_context = get_init_weight_context_manager(
             use_meta_tensor=not hf_config.tie_word_embeddings, mesh=self.device_mesh
         )
         with init_context():
             module = AutoModelForCausalLM.from_pretrained(self.model_config.local_path, dtype=dtype, config=hf_config)
-        check_bidirectional(hf_config, "model.path", self.model_config.local_path)
         for parameter in module.parameters():  # buffers, such as rotary frequencies, stay in float32
             parameter.data = parameter.data.to(dtype)
         family = build_family(hf_config, self.model_config.tokenizer)
