@@ -4,33 +4,17 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from page_elements import Elements
 from PIL import Image
 
 from maskgrpo_plugin.generate import main
 from maskgrpo_plugin.generation.trace import fill_hidden, page
 
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp; \u2028\u2029 ]]> \\u003c \x00\x1b @DATA@ @STYLE@ é 漢"
-
-
-class Elements(HTMLParser):
-    """The elements of a page in their order, with their text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append([tag, dict(attributes), ""])
-
-    def handle_data(self, text):
-        if self.found:
-            self.found[-1][2] += text
 
 
 def data_of(text):

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -12,27 +11,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import CHROMIUM, Browser
 from example_run import GROUPS, HOSTILE, SIZE, STEPS, write_run
+from page_elements import Elements
 
 from maskgrpo_plugin.report import main
 from maskgrpo_plugin.run_report.page import flat, page
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-
-
-class Elements(HTMLParser):
-    """The elements of a page in their order, with their text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append([tag, dict(attributes), ""])
-
-    def handle_data(self, text):
-        if self.found:
-            self.found[-1][2] += text
 
 
 def report(tmp_path, *runs):
