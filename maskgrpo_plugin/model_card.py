@@ -10,12 +10,11 @@ from typing import Any
 import yaml
 
 from maskgrpo_cli.metrics import MetricsFile, validation_text
+from maskgrpo_plugin.run_files import POINTER, RECORD
 from maskgrpo_plugin.version import __version__
 
-RECORD = "run.json"  # what a run writes about itself beside its checkpoints
 CARD, CONFIG = "README.md", "training_config.yaml"
 STEP = re.compile(r"global_step_(\d+)$")
-POINTER = "latest_checkpointed_iteration.txt"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LICENCE = (
     "Not stated. Whoever publishes this model chooses its licence; those of base model and data bind it too. "

@@ -15,9 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from maskgrpo_cli.metrics import stamp
 from maskgrpo_cli.signals import FACTS_VARIABLE, PHASE_MARK, WARNING_MARK
 from maskgrpo_plugin.files import written_whole
+from maskgrpo_plugin.run_files import METRICS_VARIABLE, ROOT_VARIABLE, file_logger_path
 
-METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"
-ROOT_VARIABLE = "VERL_FILE_LOGGER_ROOT"
 METRICS = "metrics.jsonl"
 
 
@@ -94,12 +93,8 @@ def switch_metrics_on(config: DictConfig) -> list[str]:
 
 def metrics_path(config: DictConfig) -> Path:
     """Where verl's `file` logger writes: what the environment says, else `metrics.jsonl` in the run's folder."""
-    if os.environ.get(METRICS_VARIABLE):
-        return Path(os.environ[METRICS_VARIABLE]).absolute()
-    if os.environ.get(ROOT_VARIABLE):
-        trainer = config.trainer
-        root = Path(os.environ[ROOT_VARIABLE]).expanduser()
-        return (root / str(trainer.project_name) / f"{trainer.experiment_name}.jsonl").absolute()
+    if os.environ.get(METRICS_VARIABLE) or os.environ.get(ROOT_VARIABLE):
+        return file_logger_path(str(config.trainer.project_name), str(config.trainer.experiment_name))
     return run_folder(config) / METRICS
 
 

@@ -18,12 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.files import private_temporary_folder, written_whole
+from maskgrpo_plugin.run_files import POINTER
 
 logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 MARK = "merged_from.json"  # in a merged folder: what it was made from
-_LATEST = "latest_checkpointed_iteration.txt"
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
@@ -119,7 +119,7 @@ def merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 def _actor_folder(folder: Path) -> Path | None:
     """The folder of the shards within a folder of verl's checkpoints, a `global_step_N` or an `actor`; None: none."""
-    latest = folder / _LATEST
+    latest = folder / POINTER
     if latest.is_file():
         folder = folder / f"global_step_{latest.read_text().strip()}"
     for candidate in (folder, folder / "actor"):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.run_files import RECORD
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
 DEPTH = 2  # folders below the given one in which records are looked for: runs/quickstart/sft/checkpoints
 SAMPLES = {"training": "rollout_data_dir", "validation": "validation_data_dir"}
 SAMPLE_FOLDERS = {"training": "rollouts", "validation": "validation"}

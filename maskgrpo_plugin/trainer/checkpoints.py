@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from maskgrpo_plugin.errors import last_line
+from maskgrpo_plugin.run_files import POINTER
 
 logger = logging.getLogger(__name__)
 
-POINTER = "latest_checkpointed_iteration.txt"
 STEP = "global_step_"
 REFERENCE = "reference"  # folder beside the actor's
 UNITS = ("bytes", "kB", "MB", "GB", "TB")

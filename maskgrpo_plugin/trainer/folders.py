@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.weight_files import parameter_count
-from maskgrpo_plugin.trainer.checkpoints import POINTER, existing_ancestor, has_actor, readable, whole_checkpoints
+from maskgrpo_plugin.run_files import POINTER
+from maskgrpo_plugin.trainer.checkpoints import existing_ancestor, has_actor, readable, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 

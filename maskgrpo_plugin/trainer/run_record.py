@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import platform
 import re
 import time
@@ -13,11 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from maskgrpo_plugin.files import written_whole
+from maskgrpo_plugin.run_files import RECORD, file_logger_path
 from maskgrpo_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
 PACKAGES = ("torch", "verl", "transformers", "ray", "tensordict", "peft")
 SECRET = re.compile(
     r"(^|_)(api_?key|secret|password|passwd|credentials?|access_?key|auth_token|hf_token)$", re.IGNORECASE
@@ -34,19 +33,6 @@ def run_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def metrics_path(project: str, experiment: str) -> Path:
-    """Where verl's `file` logger writes the metrics of a run.
-
-    Args:
-        project, experiment: `trainer.project_name` and `trainer.experiment_name`.
-    """
-    given = os.environ.get("VERL_FILE_LOGGER_PATH")
-    if given is not None:
-        return Path(given).absolute()
-    root = Path(os.environ.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser()
-    return (root / project / f"{experiment}.jsonl").absolute()
 
 
 def record_run(config: DictConfig, step: int) -> Path:
@@ -68,7 +54,7 @@ def record_run(config: DictConfig, step: int) -> Path:
     loggers = [trainer.logger] if isinstance(trainer.logger, str) else list(trainer.logger)
     metrics = None
     if "file" in loggers:
-        metrics = str(metrics_path(str(trainer.project_name), str(trainer.experiment_name)))
+        metrics = str(file_logger_path(str(trainer.project_name), str(trainer.experiment_name)))
         if step > 0:
             _keep(metrics, starts)
     record = {

@@ -6,7 +6,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from maskgrpo_plugin.trainer.run_record import metrics_path, record_run, without_secrets
+from maskgrpo_plugin.run_files import file_logger_path
+from maskgrpo_plugin.trainer.run_record import record_run, without_secrets
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_the_place_of_the_metrics_is_verls(variables, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / value))
     logger = FileLogger("project", "experiment")
     logger.finish()
-    assert str(metrics_path("project", "experiment")) == str((tmp_path / logger.filepath).resolve())
+    assert str(file_logger_path("project", "experiment")) == str((tmp_path / logger.filepath).resolve())
 
 
 def test_a_resumed_run_keeps_the_metrics_before_it(config, tmp_path):
