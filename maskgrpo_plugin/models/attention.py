@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.models.layout import Layout
 
 Attention = Callable[..., tuple[Tensor, Any]]
 BY_ROW = {  # by what is asked for, in the names of transformers
@@ -79,6 +80,42 @@ def attend_by_row(
     return attended.flatten(0, 1).unsqueeze(0) if at_columns else packing.pack(attended)
 
 
+def attend_to_cache(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float | None = None,
+) -> Tensor:
+    """Attention of a few columns of each row to the cache of `layout`, which takes their keys and values in.
+
+    Heads that share keys and values are laid out as further queries, so that no copy of the cache is made for them.
+
+    Args:
+        module: the attention layer.
+        query: (B, H, W, d), or (1, H, T, d) of a packed line.
+        key, value: (B, H', W, d) or (1, H', T, d).
+        layout: with `prefix`.
+        scaling: of the scores; None: 1/√d.
+
+    Returns:
+        (B, W, H, d) or (1, T, H, d).
+    """
+    packing = layout.packing
+    if packing is not None:
+        query, key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
+    assert layout.prefix is not None and layout.slots is not None and layout.attention_mask is not None
+    keys, values = layout.prefix.update(module.layer_idx, key, value, layout.slots)
+    rows, heads, width, size = query.shape
+    groups = heads // keys.shape[1]
+    folded = query.reshape(rows, keys.shape[1], groups * width, size)
+    mask = layout.attention_mask.repeat(1, 1, groups, 1)
+    attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling)
+    attended = attended.view(rows, heads, width, size).transpose(1, 2)
+    return attended if packing is None else packing.pack(attended)
+
+
 def flash_line(packing: Packing) -> dict[str, Any]:
     """Arguments by which transformers' flash attention learns where the rows of a line begin."""
     return {
@@ -99,10 +136,15 @@ def _by_row(attention: Attention) -> Attention:
         value: Tensor,
         attention_mask: Tensor | None,
         packing: Packing | None = None,
+        cached: Layout | None = None,
+        scaling: float | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
+        if cached is not None:
+            return attend_to_cache(module, query, key, value, cached, scaling), None
+
         def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            return attention(module, query, key, value, mask, **options | {"is_causal": False})[0]
+            return attention(module, query, key, value, mask, scaling=scaling, **options | {"is_causal": False})[0]
 
         if packing is None:
             return attend(query, key, value, attention_mask), None

@@ -43,6 +43,7 @@ class DecoderMaskPredictor(MaskPredictorModel):
         config._attn_implementation = BY_ROW.get(given, given)
         super().__init__(config)
         self.supports_block_cache = self.block_length is None and self.logits_shift == 0
+        self.supports_prefix_cache = self.supports_block_attention
         for module in self.modules():
             if hasattr(module, "is_causal"):
                 module.is_causal = False
@@ -64,6 +65,10 @@ class DecoderMaskPredictor(MaskPredictorModel):
         """What the layers hand through to their attention."""
         implementation = self.config._attn_implementation
         mask, packing = layout.attention_mask, layout.packing
+        if layout.prefix is not None:
+            if "flash" in implementation:
+                raise ValueError(f"attn_implementation={implementation!r} takes no cache of finished blocks; use sdpa")
+            return {"attention_mask": None, "cached": layout}
         if "flash" not in implementation:
             cache = None if layout.cache is None else _Columns(layout.cache, layout.first_column)
             return {"attention_mask": mask, "packing": packing, "past_key_values": cache}

@@ -3,95 +3,23 @@
 A further architecture is a configuration and a class with an `encode`, its transformer: see `MaskPredictorModel`.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
 from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.diffusion.samplers.block_causal.cache import PrefixCache
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
 from maskgrpo_plugin.models.layout import Layout, at_columns, lay_out, rectangular_mask
+from maskgrpo_plugin.models.predictor import MaskedDiffusionOutput, MaskPredictor
+from maskgrpo_plugin.models.two_copies import TwoCopies, even_packing
 from maskgrpo_plugin.models.weight_files import check_loaded
 
 __all__ = ["Layout", "MaskPredictor", "MaskPredictorModel", "MaskedDiffusionOutput", "at_columns", "linear"]
-
-
-@dataclass
-class MaskedDiffusionOutput(ModelOutput):
-    """What a mask predictor returns.
-
-    Attributes:
-        loss: unused; present for tools that expect it.
-        logits: (B, L, V), (B, K, V) or (N, V), by what `logits_positions` asked for; None where log-probabilities were.
-        log_probs: (N,) float32 log-probabilities of `target_ids` at `logits_positions`.
-        entropy: (N,) entropies in nats, or None.
-        hidden_states: (B, L, D) or (B, K, D), what the head was applied to; None at single positions.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    log_probs: Tensor | None = None
-    entropy: Tensor | None = None
-    hidden_states: Tensor | None = None
-
-
-class MaskPredictor(Protocol):
-    """A model that predicts the masked tokens of a canvas from all that it may attend to.
-
-    Samplers also take any callable (input_ids, attention_mask=…) with `.logits` (B, L, V): an attribute that it lacks
-    counts as False, 0 or None.
-
-    Attributes:
-        supports_logits_positions: takes `logits_positions`, so that few logits are computed.
-        supports_vocab_slice: takes `vocab_slice` without targets.
-        supports_packing: computes packed lines without padding; others take them and pad inside.
-        supports_block_cache: takes `cache` and `first_column` (Fast-dLLM's approximate caches).
-        logits_shift: how many positions before a token its logits stand, 0 or 1. Only the logits of a whole canvas are
-            as the model gives them; at `logits_positions`, and as log-probabilities, they are those of the token there.
-        block_length: None where attention is bidirectional. Else attention is block-causal: a token attends to its own
-            block of so many and to those before it, counted from the row's first token, prompt included.
-
-    A block-causal model is trained with the noisy and the clean copy of a row in one forward pass, since a noisy block
-    attends to the clean ones before it. `forward` has room for it: `input_ids` are the noisy rows, and a further
-    argument `clean_ids` of the same form holds the clean ones, which add keys and values but no logits. No model here
-    implements it yet.
-    """
-
-    supports_logits_positions: bool
-    supports_vocab_slice: bool
-    supports_packing: bool
-    supports_block_cache: bool
-
-    @property
-    def logits_shift(self) -> int:
-        """See above."""
-
-    @property
-    def block_length(self) -> int | None:
-        """See above."""
-
-    def __call__(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        logits_positions: Tensor | None = None,
-        target_ids: Tensor | None = None,
-        with_entropy: bool = False,
-        vocab_slice: tuple[int, int] | None = None,
-        guidance_scale: float = 0.0,
-        cache: BlockCache | None = None,
-        first_column: int = 0,
-        packing: Packing | None = None,
-    ) -> MaskedDiffusionOutput:
-        """Predict the tokens of a canvas; see `MaskPredictorModel.forward`."""
 
 
 class MaskPredictorModel(PreTrainedModel):
@@ -99,15 +27,16 @@ class MaskPredictorModel(PreTrainedModel):
 
     A model of transformers with another attention mask inherits from both, this class first. `encode` obeys
     `Layout.attention_mask` and `Layout.columns`; with `supports_packing` also `Layout.packing`, with
-    `supports_block_cache` also `Layout.cache`. `supports_block_attention` says that `block_length` may be given: the
-    mask then has the blocks. The embedding and the head are those that `get_input_embeddings` and
-    `get_output_embeddings` (None: tied to the embedding) name.
+    `supports_block_cache` also `Layout.cache`, with `supports_prefix_cache` also `Layout.prefix`.
+    `supports_block_attention` says that `block_length` may be given: the mask then has the blocks. The embedding and
+    the head are those that `get_input_embeddings` and `get_output_embeddings` (None: tied to the embedding) name.
     """
 
     supports_logits_positions: bool = True
     supports_vocab_slice: bool = True
     supports_packing: bool = False
     supports_block_cache: bool = False
+    supports_prefix_cache: bool = False
     supports_block_attention: ClassVar[bool] = False
     main_input_name = "input_ids"
 
@@ -185,9 +114,10 @@ class MaskPredictorModel(PreTrainedModel):
         with_entropy: bool = False,
         vocab_slice: tuple[int, int] | None = None,
         guidance_scale: float = 0.0,
-        cache: BlockCache | None = None,
+        cache: BlockCache | PrefixCache | None = None,
         first_column: int = 0,
         packing: Packing | None = None,
+        clean_ids: Tensor | None = None,
         block_length: int | None = None,
         chunk_size: int = 512,
         label_smoothing: float = 0.0,
@@ -221,8 +151,13 @@ class MaskPredictorModel(PreTrainedModel):
                 hidden states are combined before it.
             cache: empty: keeps the keys and values of this pass. Filled: `input_ids` are the columns from
                 `first_column` on of a canvas that the mask covers whole; what the cache knows stands in for the others.
+                A `PrefixCache`, for block-causal attention: `input_ids` (B, W) are a few columns of each row, at the
+                positions `position_ids`; `attention_mask` (B, used) says which of the cache's columns hold a token of
+                the row; `packing` tells padding among the W apart.
             first_column: the canvas's column of the first of `input_ids`; `logits_positions` count from it.
             packing: of the line, or of the (B, L) mask. Without it, a mask has the device waited for to make it.
+            clean_ids: of a block-causal model, as `input_ids`: the clean tokens of the rows. Each block of `input_ids`
+                then attends to itself and to the clean blocks before it, in one pass of twice the tokens.
             block_length: for block-causal models, another length than the config's.
             chunk_size: positions per chunk of the head.
             label_smoothing: ε ≥ 0: the log-probability ℓ of a target among the columns of `vocab_slice` becomes
@@ -233,32 +168,43 @@ class MaskPredictorModel(PreTrainedModel):
             `MaskedDiffusionOutput`.
 
         Raises:
-            ValueError: a cache where logits are shifted or attention is block-causal, a block length for bidirectional
-                attention, or columns of a line.
+            ValueError: a cache that is not for the model's attention or shift, a block length or clean tokens for
+                bidirectional attention, or columns of a line.
         """
-        if cache is not None and self.logits_shift:
-            raise ValueError("cache: the logits of a block's first token stand before the block (logits_shift=1)")
-        if block_length is not None and not self.supports_block_attention:
-            raise ValueError(f"block_length={block_length}: {type(self).__name__} attends in both directions")
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"block_length={block_length}: allowed are 1 or more")
-        blocks = self.block_length if block_length is None else block_length
-        if cache is not None and blocks is not None:
-            raise ValueError(f"cache: it is for attention in both directions, not for blocks of {blocks}")
+        blocks = self._blocks(block_length, cache)
+        if clean_ids is not None and (
+            blocks is None or cache is not None or position_ids is not None or inputs_embeds is not None
+        ):
+            raise ValueError("clean_ids: for block-causal attention, without cache, position_ids and inputs_embeds")
         if packing is None and cache is None and attention_mask is not None and attention_mask.dim() == 2:
             packing = Packing.of(attention_mask)
             attention_mask = None
         given = input_ids if inputs_embeds is None else inputs_embeds
+        if clean_ids is not None and packing is None:
+            packing = even_packing(clean_ids)
         is_line = packing is not None and given is not None and packing.is_line(given)
         if packing is not None and not is_line:
             input_ids, inputs_embeds, position_ids = (
                 None if part is None else packing.pack(part) for part in (input_ids, inputs_embeds, position_ids)
             )
+        copies = None
+        if clean_ids is not None and input_ids is not None and packing is not None and blocks is not None:
+            copies = TwoCopies.of(packing, blocks)
+            input_ids = copies.lay(input_ids, clean_ids if is_line else packing.pack(clean_ids))
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        places = self._places(logits_positions, packing, is_line, x.shape[1])
+        places = self._places(logits_positions, packing, is_line)
+        if places is not None and copies is not None:
+            places = copies.places(places, self.logits_shift)
+        elif places is not None and self.logits_shift:
+            before = places % x.shape[1] if packing is None else packing.position_ids[0][places]
+            places = places - (before > 0).long()
         columns = None if places is None or places.dim() == 1 else places
-        layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, blocks)
-        hidden = self._encode(x, layout)
+        if copies is None:
+            layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, blocks)
+            hidden = self._encode(x, layout)
+        else:
+            hidden = self._encode(x, copies.layout(columns))
+            hidden = copies.of_noisy(hidden) if places is None else hidden
         if places is not None and columns is None:
             return self.read_out(
                 hidden.flatten(0, 1)[places],
@@ -270,7 +216,7 @@ class MaskPredictorModel(PreTrainedModel):
                 label_smoothing=label_smoothing,
             )
         if columns is not None:
-            hidden = hidden.view(*logits_positions.shape, -1)  # type: ignore[union-attr]
+            hidden = hidden.view(*logits_positions.shape, hidden.shape[-1])  # type: ignore[union-attr]
         elif packing is not None and not is_line:
             hidden = packing.unpack(hidden)
         return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice), hidden_states=hidden)
@@ -321,8 +267,23 @@ class MaskPredictorModel(PreTrainedModel):
         away = rows.mean(0) - rows[(target_ids - first).clamp(0, stop - first - 1)]
         return torch.where(inside, (hidden.float() * away.float()).sum(-1), 0.0)
 
-    def _places(self, positions: Tensor | None, packing: Packing | None, is_line: bool, width: int) -> Tensor | None:
-        """Where the logits of `logits_positions` stand: (N,) of the flattened columns, or (B, K) or (1, B·K) each."""
+    def _blocks(self, block_length: int | None, cache: BlockCache | PrefixCache | None) -> int | None:
+        """The block length of a pass, None for attention in both directions; ValueError for what does not fit it."""
+        if block_length is not None and not self.supports_block_attention:
+            raise ValueError(f"block_length={block_length}: {type(self).__name__} attends in both directions")
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"block_length={block_length}: allowed are 1 or more")
+        blocks = self.block_length if block_length is None else block_length
+        if isinstance(cache, PrefixCache) and blocks is None:
+            raise ValueError("cache: a PrefixCache is for block-causal attention")
+        if isinstance(cache, BlockCache) and blocks is not None:
+            raise ValueError(f"cache: a BlockCache is for attention in both directions, not for blocks of {blocks}")
+        if isinstance(cache, BlockCache) and self.logits_shift:
+            raise ValueError("cache: the logits of a block's first token stand before the block (logits_shift=1)")
+        return blocks
+
+    def _places(self, positions: Tensor | None, packing: Packing | None, is_line: bool) -> Tensor | None:
+        """Where the tokens of `logits_positions` stand: (N,) of the flattened columns, or (B, K) or (1, B·K) each."""
         if positions is None:
             return None
         if positions.dtype == torch.bool:
@@ -332,10 +293,7 @@ class MaskPredictorModel(PreTrainedModel):
             if is_line and packing.rows > 1:
                 raise ValueError("logits_positions (B, K): allowed for a line are (1, T) bool or (N,) places in it")
             positions = packing.pack_columns(positions)
-        if not self.logits_shift:
-            return positions
-        before = positions % width if packing is None else packing.position_ids[0][positions]
-        return positions - (before > 0).long()
+        return positions
 
     def _encode(self, inputs_embeds: Tensor, layout: Layout) -> Tensor:
         """`encode`, by way of a padded batch where the class does not compute packed lines."""

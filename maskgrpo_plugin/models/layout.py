@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.diffusion.samplers.block_causal.cache import PrefixCache
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
 
 
@@ -22,6 +23,8 @@ class Layout:
             each row; None: all.
         cache: keys and values of all L columns of the canvas, to attend to and to renew.
         first_column: column of the canvas where the W columns begin.
+        prefix: keys and values of each row's blocks so far, to attend to and to renew.
+        slots: (B, W) int64, the column of `prefix` that each column renews.
     """
 
     position_ids: Tensor
@@ -30,6 +33,8 @@ class Layout:
     columns: Tensor | None = None
     cache: BlockCache | None = None
     first_column: int = 0
+    prefix: PrefixCache | None = None
+    slots: Tensor | None = None
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -48,7 +53,7 @@ def lay_out(
     position_ids: Tensor | None,
     packing: Packing | None,
     columns: Tensor | None,
-    cache: BlockCache | None,
+    cache: BlockCache | PrefixCache | None,
     first_column: int,
     block_length: int | None,
 ) -> Layout:
@@ -56,6 +61,9 @@ def lay_out(
 
     With a `block_length` attention is block-causal, except under a mask (B, 1, W, L), which says all by itself.
     """
+    if isinstance(cache, PrefixCache):
+        assert position_ids is not None and block_length is not None
+        return _lay_out_cached(attention_mask, position_ids, packing, columns, cache, block_length)
     if packing is not None:
         positions = packing.position_ids if position_ids is None else position_ids
         mask = None if block_length is None else block_causal_mask(packing.unpack(positions), block_length)
@@ -66,6 +74,41 @@ def lay_out(
         allowed = block_causal_mask(positions, block_length)
         mask = allowed if mask is None else mask & allowed
     return Layout(positions, mask, None, columns, cache, first_column)
+
+
+def _lay_out_cached(
+    attention_mask: Tensor | None,
+    position_ids: Tensor,
+    packing: Packing | None,
+    columns: Tensor | None,
+    cache: PrefixCache,
+    block_length: int,
+) -> Layout:
+    """The layout of a few columns of each row, which attend to the cache's used columns up to their own block's end."""
+    positions = position_ids if packing is None else packing.unpack(position_ids)
+    cached = torch.arange(cache.used, device=positions.device)
+    mask = (cached // block_length <= (positions // block_length).unsqueeze(-1)).unsqueeze(1)
+    if attention_mask is not None:
+        mask = mask & attention_mask.bool()[:, None, None, :]
+    slots = positions if packing is None else positions.masked_fill(~packing.mask, cache.columns)
+    return Layout(position_ids, mask, packing, columns, prefix=cache, slots=slots)
+
+
+def two_copy_mask(position_ids: Tensor, noisy: Tensor, block_length: int) -> Tensor:
+    """What the noisy and the clean copy of a row attend to, (B, 1, L, L) bool.
+
+    A noisy column attends to the noisy ones of its own block and to the clean ones of the blocks before it; a clean
+    column to the clean ones of its own block and of those before it.
+
+    Args:
+        position_ids: (B, L) positions in the row, of both copies.
+        noisy: (B, L) bool, true at the columns of the noisy copy.
+        block_length: tokens per block.
+    """
+    block = position_ids // block_length
+    own, before = block.unsqueeze(-1) == block.unsqueeze(-2), block.unsqueeze(-1) > block.unsqueeze(-2)
+    of_noisy, to_noisy = noisy.unsqueeze(-1), noisy.unsqueeze(-2)
+    return ((of_noisy == to_noisy) & own | ~to_noisy & before).unsqueeze(1)
 
 
 def block_causal_mask(position_ids: Tensor, block_length: int) -> Tensor:

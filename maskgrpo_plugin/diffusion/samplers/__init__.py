@@ -1,6 +1,7 @@
 """Samplers of masked diffusion models, one file each (blocks/ for those that decode block after block), by name."""
 
 from maskgrpo_plugin.diffusion.samplers.base import Sampler, SamplerOutput
+from maskgrpo_plugin.diffusion.samplers.block_causal.sampler import BlockCausalSampler
 from maskgrpo_plugin.diffusion.samplers.blocks.sampler import SemiAutoregressiveSampler
 from maskgrpo_plugin.diffusion.samplers.emerge import EmergeSampler
 from maskgrpo_plugin.diffusion.samplers.maskgit import MaskGITSampler
@@ -16,6 +17,7 @@ from maskgrpo_plugin.diffusion.samplers.registry import (
 
 __all__ = [
     "SAMPLERS",
+    "BlockCausalSampler",
     "EmergeSampler",
     "MaskGITSampler",
     "Sampler",

@@ -92,7 +92,6 @@ class Sampler(ABC):
         modalities: of what it can be asked for, of `text` (and answers about images) and `t2i` (images). A sampler of
             `t2i` also takes the option `vocab_slice`, (start, stop) of the ids that it may emit, and `generate`'s
             `uncond_input_ids` and `uncond_attention_mask`, prompts (B, P) without their text and their mask.
-        steps: denoising steps in total.
         response_length: tokens appended to a prompt that holds no mask token.
         temperature: 0 takes the most probable token; above, see the sampler.
         cfg_scale: guidance weight w, 0 for none; see the sampler.
@@ -104,7 +103,6 @@ class Sampler(ABC):
 
     modalities: ClassVar[tuple[str, ...]]
 
-    steps: int = option(number(1, whole=True))
     response_length: int = option(number(1, whole=True), by_run=True)
     temperature: float = option(number(0), 0.0, by_run=True)
     cfg_scale: float = option(number(0), 0.0)

@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers.base import Sampler
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import CACHES
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
 from maskgrpo_plugin.diffusion.samplers.blocks.quotas import QUOTAS
-from maskgrpo_plugin.diffusion.samplers.noise import Generators, draw_categories, uniform_table
+from maskgrpo_plugin.diffusion.samplers.choice import ORDERINGS, choose_tokens
+from maskgrpo_plugin.diffusion.samplers.noise import Generators
 from maskgrpo_plugin.diffusion.samplers.options import flag, number, number_above, one_of, option, token_ids
 from maskgrpo_plugin.errors import OptionError, check_choice
-
-ORDERINGS = ("low_confidence", "random", "entropy", "margin")
 
 
 def _rule(key: str, value: Any) -> None:
@@ -117,17 +115,4 @@ class BlockSampler(Sampler):
         Returns:
             Tokens (N, K), and scores (N, K) whose highest are revealed first.
         """
-        if self.temperature == 0:
-            chosen = logits.argmax(-1)
-        else:
-            uniform = uniform_table(counts, logits.shape[1], generator, logits.device)
-            chosen = draw_categories(logits, self.temperature, uniform)
-        if self.ordering == "random":
-            return chosen, uniform_table(counts, logits.shape[1], generator, logits.device)
-        probabilities = logits.softmax(-1)
-        if self.ordering == "low_confidence":
-            return chosen, probabilities.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        if self.ordering == "margin":
-            best = probabilities.topk(2, dim=-1).values
-            return chosen, best[..., 0] - best[..., 1]
-        return chosen, torch.xlogy(probabilities, probabilities).sum(-1)
+        return choose_tokens(logits, counts, generator, temperature=self.temperature, ordering=self.ordering)

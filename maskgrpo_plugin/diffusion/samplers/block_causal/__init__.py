@@ -1,0 +1,1 @@
+"""Block-causal decoding: blocks left to right, with an exact cache of those that are finished."""
