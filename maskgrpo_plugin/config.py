@@ -100,15 +100,22 @@ class EstimationConfig(BaseConfig):
         """The estimator with its options."""
         return build_estimator(self.estimator, **self.estimator_options())
 
-    def plan(self, step: int, *, stop_token_ids: tuple[int, ...]) -> StepPlan:
+    def plan(self, step: int, *, stop_token_ids: tuple[int, ...], block_length: int | None = None) -> StepPlan:
         """What every worker needs to find the passes of a training step.
 
         Args:
             step: the trainer's global step.
             stop_token_ids: ids that end a response.
+            block_length: of a block-causal model.
         """
         return StepPlan(
-            self.estimator, self.estimator_options(), self.seed, step, tuple(stop_token_ids), float(self.cfg_scale)
+            estimator=self.estimator,
+            options=self.estimator_options(),
+            seed=self.seed,
+            step=step,
+            stop_token_ids=tuple(stop_token_ids),
+            cfg_scale=float(self.cfg_scale),
+            block_length=block_length,
         )
 
 

@@ -157,17 +157,16 @@ def make_lengths(
     from maskgrpo_plugin.evaluation.runner import Length
     from maskgrpo_plugin.evaluation.servers import is_diffusion, rollout_config
     from maskgrpo_plugin.models.families import build_family
-    from maskgrpo_plugin.models.registry import check_bidirectional
+    from maskgrpo_plugin.models.registry import block_length_of
     from maskgrpo_plugin.workers.rollout.requests import RequestBuilder, RowRequest, image_grid
 
-    family = None
+    family, block_length = None, block_length_of(model_config.hf_config)
     if is_diffusion(model_config.path):
-        check_bidirectional(model_config.hf_config, "--model", model_config.path)
         family = build_family(model_config.hf_config, model_config.tokenizer)
     image = image_settings(options)
 
     def make(length: int, steps: int | None, requests: dict[str, RowRequest]) -> Length:
-        settings = sampler_settings(options, length, steps, images=problems[0].is_image)
+        settings = sampler_settings(options, length, steps, images=problems[0].is_image, block_length=block_length)
         if family is not None:
             check_sampler(settings, length, options.temperature, options.samples)
         config = rollout_config(

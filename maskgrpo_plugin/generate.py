@@ -105,7 +105,7 @@ def build_sampler(options: argparse.Namespace, checkpoint: "Checkpoint") -> "tup
         length = rows * columns
         by_run["vocab_slice"] = checkpoint.image_family("--to", "image").image.vocab_slice
     steps = options.steps or (None if images else max(1, length // 2))
-    settings = sampler_settings(options, length, steps, images=images)
+    settings = sampler_settings(options, length, steps, images=images, block_length=checkpoint.block_length)
     check_sampler(settings, length, options.temperature, options.samples, length_flag="--length")
     return settings.build(response_length=length, **by_run), settings.name, None if images else length
 

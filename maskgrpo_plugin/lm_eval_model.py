@@ -26,14 +26,15 @@ from maskgrpo_plugin.diffusion.samplers import build_sampler, option_names
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint, temporary_merged_dir
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config, rollout_config
-from maskgrpo_plugin.models.registry import check_bidirectional
+from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.models.special_tokens import answer_length
 from maskgrpo_plugin.workers.rollout.requests import request_seed
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 
 logger = logging.getLogger(__name__)
 
-SAMPLER = "semi_autoregressive"
+SAMPLERS = {False: "semi_autoregressive", True: "block_causal"}  # by whether the checkpoint attends block by block
+DEFAULT_BLOCK = 32
 IGNORED = ("max_batch_size", "device")
 Encoded = tuple[tuple[str, str], list[int], list[int]]
 
@@ -51,8 +52,9 @@ class MaskGRPOLM(TemplateLM):
         merged_dir: folder for the merged model of a verl checkpoint or adapter, which is used again; default: one in a
             folder of the temporary folder that is this user's alone.
         max_gen_toks: tokens of a text where the task names none.
-        steps: denoising steps of a text; None: half of its tokens.
-        block_length: tokens per block; texts are made in whole blocks and cut.
+        steps: denoising steps of a text; None: half of its tokens. A block-causal checkpoint has `steps_per_block`.
+        block_length: tokens per block; None: 32, or those of a block-causal checkpoint. Texts of others are made in
+            whole blocks and cut.
         mc_samples: masks of a likelihood.
         check_greedy: whether to find out if greedy decoding gives the text whose likelihood is asked, which takes a
             forward pass for each of its tokens; tasks such as LAMBADA need it. False answers no.
@@ -61,7 +63,7 @@ class MaskGRPOLM(TemplateLM):
         batch_size: largest number of sequences per forward pass.
         dtype: torch's name of one; None: bfloat16, on the CPU float32.
         seed: of noise and masks.
-        **options: further options of the sampler `semi_autoregressive`, such as `ordering` or `cfg_scale`.
+        **options: further options of the sampler, `semi_autoregressive` or `block_causal`, such as `ordering`.
 
     Raises:
         OptionError: an argument that cannot work.
@@ -74,7 +76,7 @@ class MaskGRPOLM(TemplateLM):
         merged_dir: str | None = None,
         max_gen_toks: int = 256,
         steps: int | None = None,
-        block_length: int = 32,
+        block_length: int | None = None,
         mc_samples: int = 128,
         check_greedy: bool = True,
         max_length: int | None = None,
@@ -85,9 +87,6 @@ class MaskGRPOLM(TemplateLM):
         **options: Any,
     ):
         super().__init__()
-        for name, value in options.items():
-            if name not in IGNORED + option_names(SAMPLER):
-                raise OptionError(f"--model_args {name}", value, "no such argument; see maskgrpo_plugin.lm_eval_model")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise OptionError("--batch_size", batch_size, "allowed: whole numbers from 1")
         target = Path(merged_dir) if merged_dir else temporary_merged_dir(pretrained)
@@ -95,10 +94,15 @@ class MaskGRPOLM(TemplateLM):
         if not is_diffusion(path):
             raise OptionError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")
         self.model_config = load_model_config(path)
-        check_bidirectional(self.model_config.hf_config, "--model_args pretrained", pretrained)
+        self.own_blocks = block_length_of(self.model_config.hf_config)
+        self.sampler = SAMPLERS[self.own_blocks is not None]
+        for name, value in {**options, **({} if steps is None else {"steps": steps})}.items():
+            if name not in IGNORED + option_names(self.sampler):
+                allowed = f"{self.sampler} has no such argument; see maskgrpo_plugin.lm_eval_model"
+                raise OptionError(f"--model_args {name}", value, allowed)
         self.tokenizer = self.model_config.tokenizer
         self.pretrained, self.max_gen_toks, self.steps = pretrained, int(max_gen_toks), steps
-        self.block_length = int(block_length)
+        self.block_length = None if block_length is None else int(block_length)
         self.sampler_options = {name: value for name, value in options.items() if name not in IGNORED}
         self.mc_samples, self.check_greedy, self.add_bos_token = int(mc_samples), check_greedy, add_bos_token
         self.batch_size, self.dtype, self.seed = int(batch_size), dtype, int(seed)
@@ -202,7 +206,8 @@ class MaskGRPOLM(TemplateLM):
         if not self.check_greedy or not continuation:
             return not continuation
         length = len(continuation)
-        sampler = build_sampler(SAMPLER, steps=length, response_length=length)
+        steps = {} if self.own_blocks is not None else {"steps": length}
+        sampler = build_sampler(self.sampler, response_length=length, **steps)
         with torch.inference_mode():
             output = sampler.generate(
                 self.server.model, self._tensor(context)[None], mask_token_id=self.server.family.mask_token_id
@@ -228,10 +233,12 @@ class MaskGRPOLM(TemplateLM):
         return dict(await asyncio.gather(*(one(*each) for each in asked)))
 
     def _rollout_config(self, tokens: int, temperature: float) -> DiffusionRolloutConfig:
-        block = min(self.block_length, tokens)
-        length = -(-tokens // block) * block
-        steps = self.steps or max(length // block, length // 2)
-        sampler = SamplerSettings(SAMPLER, options={"steps": steps, "block_length": block, **self.sampler_options})
+        length, defaults = tokens, {} if self.block_length is None else {"block_length": self.block_length}
+        if self.own_blocks is None:
+            block = min(self.block_length or DEFAULT_BLOCK, tokens)
+            length = -(-tokens // block) * block
+            defaults = {"steps": self.steps or max(length // block, length // 2), "block_length": block}
+        sampler = SamplerSettings(self.sampler, options={**defaults, **self.sampler_options})
         try:
             sampler.build(response_length=length, temperature=temperature)
         except OptionError as error:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from maskgrpo_plugin.arguments import not_negative
-from maskgrpo_plugin.diffusion.samplers import SAMPLERS, Sampler, get_sampler, option_names
+from maskgrpo_plugin.diffusion.samplers import SAMPLERS, Sampler, check_attention, get_sampler, option_names
 from maskgrpo_plugin.errors import OptionError
 
 if TYPE_CHECKING:  # imports of verl, left to where they are needed, so that --help is quick
     from maskgrpo_plugin.config import SamplerSettings
 
 DEFAULT_BLOCK = 32
-DEFAULT_SAMPLERS = {"text": "semi_autoregressive", "t2i": "emerge"}
+DEFAULT_SAMPLERS = {"text": "semi_autoregressive", "blocks": "block_causal", "t2i": "emerge"}
 SAMPLER_KEY = "rollout.sampler."
 
 
@@ -25,7 +25,8 @@ def add_sampler_arguments(add: Any) -> None:
     Args:
         add: the `add_argument` of a parser or group.
     """
-    add("--sampler", help=f"{', '.join(SAMPLERS)}; default: semi_autoregressive, for images emerge")
+    defaults = "semi_autoregressive, block_causal where the checkpoint attends block by block, for images emerge"
+    add("--sampler", help=f"{', '.join(SAMPLERS)}; default: {defaults}")
     add("--temperature", type=not_negative, default=0.0)
     for name, text in sampler_flags().items():
         add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
@@ -38,7 +39,7 @@ def sampler_flags() -> Mapping[str, str]:
         for option in option_names(name):
             owners.setdefault(option, []).append(name)
     defaults = {each.name: each.default for name in SAMPLERS for each in fields(get_sampler(name))}
-    defaults["block_length"] = f"{DEFAULT_BLOCK}, or the length where shorter"
+    defaults["block_length"] = f"{DEFAULT_BLOCK}, or the length where shorter; of block_causal the checkpoint's"
     return {
         option: f"of {', '.join(names)}; default: {defaults[option]}"
         for option, names in owners.items()
@@ -58,7 +59,9 @@ def check_modality(sampler: str | None, *, images: bool) -> None:
         raise OptionError("--sampler", sampler, f"allowed for {'images' if images else 'texts'}: {', '.join(names)}")
 
 
-def sampler_settings(options: argparse.Namespace, length: int, steps: int | None, *, images: bool) -> "SamplerSettings":
+def sampler_settings(
+    options: argparse.Namespace, length: int, steps: int | None, *, images: bool, block_length: int | None = None
+) -> "SamplerSettings":
     """The rollout's section on the sampler: its own defaults but for texts, whose blocks have at most 32 tokens; then
     the command's flags, and what `--set` says.
 
@@ -67,13 +70,16 @@ def sampler_settings(options: argparse.Namespace, length: int, steps: int | None
         length: tokens of a response.
         steps: of the sampler; None: its default.
         images: whether images are asked for.
+        block_length: of a checkpoint that attends block by block.
 
     Raises:
-        OptionError: a key of `--set` that the section does not have.
+        OptionError: a key of `--set` that the section does not have, a sampler that is not for the checkpoint's
+            attention, or `--steps` of a sampler without them.
     """
     from maskgrpo_plugin.config import SamplerSettings
 
-    values: dict[str, Any] = {"name": options.sampler or DEFAULT_SAMPLERS["t2i" if images else "text"], "options": {}}
+    kind = "t2i" if images else "text" if block_length is None else "blocks"
+    values: dict[str, Any] = {"name": options.sampler or DEFAULT_SAMPLERS[kind], "options": {}}
     for override in options.overrides:
         if override.startswith(SAMPLER_KEY):
             part = OmegaConf.to_container(OmegaConf.from_dotlist([override]).rollout.sampler)
@@ -82,8 +88,16 @@ def sampler_settings(options: argparse.Namespace, length: int, steps: int | None
             values |= {str(key): value for key, value in part.items() if key != "options"}
             values["options"] |= part.get("options", {})
     flags = {name: _value(text) for name, text in vars(options).items() if name in sampler_flags() and text is not None}
-    defaults = {"steps": steps, "block_length": None if images else min(DEFAULT_BLOCK, length)}
+    blocks = None if images or block_length is not None else min(DEFAULT_BLOCK, length)
+    defaults = {"steps": steps, "block_length": blocks}
     known = option_names(values["name"]) if values["name"] in SAMPLERS else ()
+    if values["name"] in SAMPLERS:
+        try:
+            check_attention(values["name"], block_length)
+        except OptionError as error:
+            raise OptionError("--sampler", error.value, error.allowed) from None
+        if options.steps and "steps" not in known:
+            raise OptionError("--steps", options.steps, f"{values['name']} has --steps-per-block")
     defaults = {name: value for name, value in defaults.items() if name in known and value is not None}
     return SamplerSettings(name=values["name"], options=defaults | flags | values["options"])
 

@@ -47,7 +47,9 @@ def conditional_log_likelihood(
 ) -> float:
     """log p(r | p), estimated as the mean over masks of (L / l) Σ log p(r_i | p, r with l tokens masked).
 
-    Its expectation is the lower bound of arXiv 2502.09992, Eq. 6 (Algorithm 3 there); for one token it is exact.
+    Its expectation is the lower bound of arXiv 2502.09992, Eq. 6 (Algorithm 3 there); for one token it is exact. Of a
+    block-causal model it is that of each block behind the clean ones before it (BD3-LM, arXiv 2503.09573), and exact
+    for blocks of one token, whose single mask is all of them.
 
     Args:
         model: a mask predictor, or a callable (input_ids, attention_mask=…) with `.logits`; see `Sampler.generate`.
@@ -67,15 +69,21 @@ def conditional_log_likelihood(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: allowed are 1 or more")
+    block_length = getattr(model, "block_length", None)
+    samples = 1 if block_length == 1 and samples > 0 else samples
     length, start = response_ids.shape[0], prompt_ids.shape[0]
     masks = draw_masks(length, samples, generator).to(response_ids.device)
+    masks = masks | (block_length == 1)
     tokens = torch.cat([prompt_ids, response_ids])
     total = torch.zeros((), dtype=torch.float64)
     for part in masks.split(batch_size):
         masked = torch.cat([part.new_zeros(part.shape[0], start), part], dim=1)
         noisy = tokens.expand(part.shape[0], -1).masked_fill(masked, mask_token_id)
         with torch.no_grad():
-            logits = logits_at(model, noisy, None, masked)
+            if block_length is None:
+                logits = logits_at(model, noisy, None, masked)
+            else:
+                logits = model(noisy, clean_ids=tokens.expand_as(noisy), logits_positions=masked).logits
             targets = tokens.expand_as(masked)[masked]
             log_probs, _ = masked_log_probs(logits, lambda rows: rows, targets)
         weights = (length / part.sum(-1, keepdim=True)).expand_as(part)[part]

@@ -14,7 +14,7 @@ from maskgrpo_plugin.config import ImageSettings
 from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config
 from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
-from maskgrpo_plugin.models.registry import check_bidirectional
+from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
 from maskgrpo_plugin.workers.rollout.images import ImageDecoder
 
@@ -51,7 +51,6 @@ class Checkpoint:
         self.config, self.tokenizer = model.hf_config, model.tokenizer
         self.family: Family | None = None
         if self._tried(lambda: is_diffusion(path)):
-            check_bidirectional(self.config, "--model", path)
             self.family = self._tried(lambda: build_family(self.config, self.tokenizer))
         self.stop_token_ids = self.family.stop_token_ids if self.family else stop_token_ids(self.tokenizer)
         self.padding: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -60,6 +59,11 @@ class Checkpoint:
     def longest(self) -> int | None:
         """Most tokens of prompt and response together; None where the config does not say."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def block_length(self) -> int | None:
+        """Of a checkpoint that attends block by block."""
+        return block_length_of(self.config)
 
     @property
     def mask_token_id(self) -> int:

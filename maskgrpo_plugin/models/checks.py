@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from maskgrpo_plugin.errors import OptionError, check_number, first_line, nearest
 from maskgrpo_plugin.models.families import find_family
 from maskgrpo_plugin.models.overrides import override
-from maskgrpo_plugin.models.registry import MODELS, check_bidirectional
+from maskgrpo_plugin.models.registry import MODELS, block_length_of
 from maskgrpo_plugin.models.special_tokens import mask_token_problem
 from maskgrpo_plugin.models.weight_files import WeightFileError, shape_problem, stored_shapes
 from maskgrpo_plugin.tables import Ignored, check_ignored
@@ -202,7 +202,9 @@ def _check_mask_predictor(
     model: DictConfig, checkpoint: PretrainedConfig, published: Mapping[str, Any], tokenizer: Any, path: str
 ) -> None:
     """The family knows the checkpoint, its mask token is one, its special tokens fit it, and it can be trained."""
-    check_bidirectional(checkpoint, f"{SECTION}.path", path)
+    made_for, length = block_length_of(AutoConfig.from_pretrained(path)), block_length_of(checkpoint)
+    if made_for != length and made_for is not None:
+        logger.warning("%s: the checkpoint was made for blocks of %d tokens, not %s", SECTION, made_for, length)
     try:
         family = find_family(checkpoint, tokenizer)
         vocabulary = family.vocabulary_size(checkpoint)

@@ -2,10 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
-from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.interface import MaskPredictorModel
 
-__all__ = ["MODELS", "register_model"]
+__all__ = ["MODELS", "block_length_of", "register_model"]
 
 MODELS: dict[str, type[MaskPredictorModel]] = {}
 
@@ -26,22 +25,7 @@ def register_model(config_class: type[PretrainedConfig], model_class: type[MaskP
     MODELS[config_class.model_type] = model_class
 
 
-def check_bidirectional(config: PretrainedConfig, key: str, value: str) -> None:
-    """Refuse a mask predictor whose attention is block-causal: no sampler and no estimator here serves one yet.
-
-    Args:
-        config: the checkpoint's.
-        key, value: the setting that names the checkpoint.
-
-    Raises:
-        OptionError: it attends block by block.
-    """
+def block_length_of(config: PretrainedConfig) -> int | None:
+    """Tokens per block of a mask predictor that attends block by block; None for any other model."""
     model = MODELS.get(config.model_type)
-    length = None if model is None else model.block_length_of(config)
-    if length is not None:
-        raise OptionError(
-            key,
-            value,
-            f"its model ({config.model_type}) attends block by block ({length} tokens), which gives logits but cannot "
-            "be sampled, scored or trained yet; allowed are models that attend in both directions",
-        )
+    return None if model is None else model.block_length_of(config)

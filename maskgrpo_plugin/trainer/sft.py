@@ -29,6 +29,7 @@ from maskgrpo_plugin.data.sft_rows import Example
 from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
 from maskgrpo_plugin.export import export
 from maskgrpo_plugin.models.families import build_family
+from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.trainer.checkpoints import STEP, explained
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.trainer.run_record import record_run
@@ -105,7 +106,8 @@ class DenoisingTrainer(SFTTrainer):
             return NextToken()
         options: Any = OmegaConf.to_container(self.config.denoising, resolve=True)
         family = build_family(self.model_config.hf_config, self.model_config.tokenizer)
-        return MaskedDenoising(self.config.trainer.seed, options, family.stop_token_ids)
+        block_length = block_length_of(family.config)
+        return MaskedDenoising(self.config.trainer.seed, options, family.stop_token_ids, block_length)
 
     def _build_dataloader(self) -> None:
         self.global_batch_size = self.config.data.train_batch_size

@@ -58,11 +58,13 @@ class MaskedDenoising(Objective):
         seed: of levels and masks.
         options: of the estimator `denoising`.
         stop_token_ids: ids that end a text.
+        block_length: of a block-causal model.
     """
 
     seed: int
     options: dict[str, Any]
     stop_token_ids: tuple[int, ...] = ()
+    block_length: int | None = None
 
     model_type: ClassVar[str] = "masked_diffusion"
 
@@ -71,7 +73,7 @@ class MaskedDenoising(Objective):
     ) -> TensorDict:
         """See `Objective.batch`."""
         options = {**self.options, "strata": strata} | ({} if step else {"label_smoothing": 0.0})
-        plan = StepPlan("denoising", options, self.seed, step, self.stop_token_ids)
+        plan = StepPlan("denoising", options, self.seed, step, self.stop_token_ids, block_length=self.block_length)
         fields = {
             "input_ids": [e.prompt_ids + e.answer_ids for e in examples],
             "prompts": [e.prompt_ids for e in examples],

@@ -20,6 +20,7 @@ from verl.workers.utils.padding import response_from_nested
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan, mask_keys
 from maskgrpo_plugin.models.families import load_family
+from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.registry import Registered
 from maskgrpo_plugin.rewards.images.config import IMAGE_REWARD_MANAGER
 from maskgrpo_plugin.trainer.accounted import AccountedTrainer
@@ -113,7 +114,9 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
         family = load_family(self.config.actor_rollout_ref.model, self.tokenizer)
-        self.plan = self.estimation.plan(self.global_steps, stop_token_ids=family.stop_token_ids)
+        self.plan = self.estimation.plan(
+            self.global_steps, stop_token_ids=family.stop_token_ids, block_length=block_length_of(family.config)
+        )
         self._write_mask_keys(batch)
         self._write_extra_fields(batch)
         self._keep_canvases(batch, family.mask_token_id)

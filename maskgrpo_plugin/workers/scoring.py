@@ -15,6 +15,8 @@ from maskgrpo_plugin.workers.engine.passes import rows_of
 class Canvases:
     """Noisy completions and what is asked about them, as plain data.
 
+    For a block-causal model `clean_ids` holds what stands at each place of `ids` once all is revealed.
+
     The canvas [5, 9, 9] with mask token 9, whose places 1 and 2 hold the tokens 7 and 6: ids [5, 9, 9], lengths [3],
     places [1, 2], targets [7, 6].
 
@@ -23,12 +25,14 @@ class Canvases:
         lengths: tokens of each canvas.
         places: of the tokens asked about, in `ids`.
         targets: their true tokens.
+        clean_ids: as `ids`; None where attention is in both directions.
     """
 
     ids: list[int]
     lengths: list[int]
     places: list[int]
     targets: list[int]
+    clean_ids: list[int] | None = None
 
 
 def first_pass(data: TensorDict, plan: StepPlan, mask_token_id: int) -> Canvases:
@@ -48,6 +52,9 @@ def first_pass(data: TensorDict, plan: StepPlan, mask_token_id: int) -> Canvases
         lengths=kept.sum(-1).tolist(),
         places=noise.scored[kept].nonzero().squeeze(-1).tolist(),
         targets=rows.tokens[noise.scored].tolist(),
+        clean_ids=None
+        if rows.block_length is None
+        else torch.where(rows.prompt, noise.noisy, rows.tokens)[kept].tolist(),
     )
 
 
@@ -63,8 +70,10 @@ def score_canvases(model: Any, canvases: Canvases, device: torch.device | str) -
     line, places, targets = (
         torch.tensor(part, device=device) for part in (canvases.ids, canvases.places, canvases.targets)
     )
+    clean = None if canvases.clean_ids is None else torch.tensor([canvases.clean_ids], device=device)
     output = model(
         input_ids=line.unsqueeze(0),
+        clean_ids=clean,
         packing=Packing.from_lengths(canvases.lengths, device),
         logits_positions=places,
         target_ids=targets,

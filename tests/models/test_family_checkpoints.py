@@ -4,19 +4,19 @@ import json
 
 import pytest
 import torch
-from family_models import BIDIRECTIONAL, CONFIGS, EXPERTS, FAMILIES, save_checkpoint
+from family_models import BIDIRECTIONAL, EXPERTS, FAMILIES, save_checkpoint
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import maskgrpo_plugin  # noqa: F401
-from maskgrpo_plugin.config import ImageSettings
+from maskgrpo_plugin.diffusion.samplers import check_attention
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.generation.checkpoint import Checkpoint
 from maskgrpo_plugin.models.checks import check_model
 from maskgrpo_plugin.models.dream import DreamTokenizer
 from maskgrpo_plugin.models.experts import expert_parts
 from maskgrpo_plugin.models.families import build_family
+from maskgrpo_plugin.models.registry import block_length_of
 
 BLOCKS = sorted(set(FAMILIES) - set(BIDIRECTIONAL))
 
@@ -57,33 +57,32 @@ def test_dreams_published_tokenizer_is_read_without_its_code(folders, tmp_path):
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (10, 9, 9)
 
 
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_checkpoint_that_fits_passes(folders, name):
     check_model(run(folders[name], lora_rank=4))
     check_model(run(folders[name], lora_rank=4, target_modules=["q_proj", "o_proj"]))
 
 
-@pytest.mark.parametrize("name", BIDIRECTIONAL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_unknown_lora_targets_are_refused_with_those_of_the_family(folders, name):
     with pytest.raises(OptionError, match=r"\['ff_proj'\] is not usable; a block has q_proj, k_proj, v_proj, o_proj, "):
         check_model(run(folders[name], lora_rank=4, target_modules=["q_proj", "ff_proj"]))
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_block_causal_checkpoints_are_refused_by_training_and_generation(folders, name):
-    model_type = CONFIGS[name][0].model_type
-    line = rf"its model \({model_type}\) attends block by block \(4 tokens\)"
-    with pytest.raises(OptionError, match=line) as error:
-        check_model(run(folders[name]))
-    assert error.value.key == "actor_rollout_ref.model.path"
-    with pytest.raises(OptionError, match=line) as error:
-        Checkpoint(str(folders[name]), device="cpu", dtype=None, image=ImageSettings())
-    assert error.value.key == "--model"
+@pytest.mark.parametrize("name", [*BLOCKS, "dream"])
+def test_a_sampler_for_another_attention_is_refused(folders, name):
+    length = block_length_of(AutoConfig.from_pretrained(folders[name]))
+    wrong, right = ("emerge", "block_causal") if length else ("block_causal", "semi_autoregressive, ")
+    with pytest.raises(OptionError, match=f"name='{wrong}'.*(block by block|both directions).*allowed are {right}"):
+        check_attention(wrong, length)
+    check_attention("block_causal" if length else "semi_autoregressive", length)
 
 
-def test_an_a2d_checkpoint_of_blocks_is_refused_where_the_run_says_so(folders):
-    with pytest.raises(OptionError, match=r"block by block \(32 tokens\)"):
-        check_model(run(folders["a2d_qwen2"], override_config={"block_size": 32}))
+def test_another_block_length_than_the_checkpoints_is_a_warning(folders, caplog):
+    check_model(run(folders["a2d_qwen2"], override_config={"block_size": 32}))
+    assert not caplog.records
+    check_model(run(folders["sdar"], override_config={"block_size": 8}))
+    assert "was made for blocks of 4 tokens, not 8" in caplog.text
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -92,8 +91,6 @@ def test_checkpoints_name_every_expert(folders, name, tmp_path):
     weights = load_file(folders[name] / "model.safetensors")
     numbers = {int(key.split(".experts.")[1].split(".")[0]) for key in weights if ".mlp.experts." in key}
     assert numbers == set(range(config.num_experts))
-    if name not in BIDIRECTIONAL:
-        return
     for file in folders[name].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     lost = next(key for key in weights if key.endswith("experts.5.up_proj.weight"))

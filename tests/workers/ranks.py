@@ -84,11 +84,15 @@ def train(worker, config, batch):
     Returns:
         Jagged (rows, L, μ) old log-probabilities of the response, and what the actor answers to the step.
     """
+    from transformers import AutoConfig
     from verl.utils import tensordict_utils as tu
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.utils.padding import response_from_nested
 
-    plan = omega_conf_to_dataclass(config.algorithm.estimation).plan(3, stop_token_ids=(2, 3))
+    from maskgrpo_plugin.models.registry import block_length_of
+
+    blocks = block_length_of(AutoConfig.from_pretrained(config.actor_rollout_ref.model.path))
+    plan = omega_conf_to_dataclass(config.algorithm.estimation).plan(3, stop_token_ids=(2, 3), block_length=blocks)
     updates = plan.build().updates
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     share = len(batch["prompts"]) // world

@@ -12,7 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-NAMES = ["dream", "a2d_qwen3", "lladamoe"]
+BIDIRECTIONAL = ["dream", "a2d_qwen3", "lladamoe"]
+BLOCKS = ["sdar", "sdar_moe", "llada2_moe", "fast_dllm_v2"]
+NAMES = [*BIDIRECTIONAL, *BLOCKS]
+SAMPLER = "actor_rollout_ref.rollout.sampler"
+BLOCK_CAUSAL = [f"{SAMPLER}.name=block_causal", f"~{SAMPLER}.options.steps", f"~{SAMPLER}.options.block_length"]
 STEP = [
     "actor_rollout_ref.rollout.n=2",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -44,7 +48,8 @@ def step_and_serve(folder, overrides, batch, **job):
         places += [len(ids) + n for n in hidden]
         targets += [row[n] for n in hidden]
         ids += [server.family.mask_token_id if n in hidden else token for n, token in enumerate(row)]
-    canvases = Canvases(ids, [len(row) for row in rows], places, targets)
+    clean = [token for row in rows for token in row] if server.model.block_length else None
+    canvases = Canvases(ids, [len(row) for row in rows], places, targets, clean)
     before = worker.score(canvases)
     ranks.train(worker, config, batch)
 
@@ -59,7 +64,7 @@ def step_and_serve(folder, overrides, batch, **job):
 
     served, answers = asyncio.run(serve())
     return {
-        "canvases": {"ids": ids, "lengths": canvases.lengths, "places": places, "targets": targets},
+        "canvases": {"ids": ids, "lengths": canvases.lengths, "places": places, "targets": targets, "clean": clean},
         "before": before,
         "after": worker.score(canvases),
         "served": served,
@@ -81,10 +86,14 @@ def run_folder(tiny_run, tmp_path_factory):
     return folder
 
 
+def overrides_of(folder, name):
+    return [*STEP, f"actor_rollout_ref.model.path={folder / name}", *(BLOCK_CAUSAL if name in BLOCKS else [])]
+
+
 @pytest.fixture(scope="module")
 def results(run_folder, tmp_path_factory):
     """By name of the family, and `dream_bfloat16`."""
-    cases = {name: [*STEP, f"actor_rollout_ref.model.path={run_folder / name}"] for name in NAMES}
+    cases = {name: overrides_of(run_folder, name) for name in NAMES}
     cases["dream_bfloat16"] = [*cases["dream"], *BFLOAT16]
     cases["dream_checkpointing"] = [*cases["dream"], *CHECKPOINTING]
     out = tmp_path_factory.mktemp("out")
@@ -93,8 +102,8 @@ def results(run_folder, tmp_path_factory):
 
 
 def test_two_ranks_hold_the_model_of_one(run_folder, results, tmp_path):
-    names = ["dream", "lladamoe"]
-    overrides = [[*STEP, f"actor_rollout_ref.model.path={run_folder / name}"] for name in names]
+    names = ["dream", "lladamoe", "sdar", "llada2_moe"]
+    overrides = [overrides_of(run_folder, name) for name in names]
     found = ranks.run_ranks(2, run_folder, overrides, ranks.make_batch(8), tmp_path, step_and_serve)
     for rank in found:
         for name, result in zip(names, rank, strict=True):
@@ -105,14 +114,18 @@ def test_two_ranks_hold_the_model_of_one(run_folder, results, tmp_path):
 
 
 def expected_log_probs(folder, canvases):
-    """Row by row, all logits, the shift written out."""
+    """Row by row, all logits, the shift written out; of block-causal models block by block, behind the clean tokens."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     shift, found, start = getattr(model.config, "logits_shift", 0), [], 0
     targets = dict(zip(canvases["places"], canvases["targets"], strict=True))
     for length in canvases["lengths"]:
-        with torch.no_grad():
-            log_softmax = model(torch.tensor([canvases["ids"][start : start + length]])).logits[0].log_softmax(-1)
-        found += [log_softmax[n - shift, targets[start + n]] for n in range(length) if start + n in targets]
+        ids = canvases["ids"][start : start + length]
+        for first in range(0, length, model.block_length or length):
+            last = min(first + (model.block_length or length), length)
+            seen = ids if model.block_length is None else canvases["clean"][start : start + first] + ids[first:last]
+            with torch.no_grad():
+                log_softmax = model(torch.tensor([seen])).logits[0].log_softmax(-1)
+            found += [log_softmax[n - shift, targets[start + n]] for n in range(first, last) if start + n in targets]
         start += length
     return torch.stack(found)
 

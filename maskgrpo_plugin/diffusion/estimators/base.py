@@ -28,6 +28,7 @@ class Rows:
         stop_token_ids: ids that end a response.
         reveal_step: int64, the sampler's step that revealed a token, −1 where none did; None where it was not kept.
         image_tokens: int64, 1 at the response tokens of an image, 0 at those of a text; None where nobody asks.
+        block_length: tokens per block of a block-causal model; None where attention is in both directions.
     """
 
     tokens: Tensor
@@ -39,6 +40,12 @@ class Rows:
     stop_token_ids: tuple[int, ...] = ()
     reveal_step: Tensor | None = None
     image_tokens: Tensor | None = None
+    block_length: int | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, L) int64, number of the row's tokens before each one."""
+        return (self.attended.long().cumsum(-1) - 1).clamp(min=0)
 
     @property
     def tail(self) -> Tensor:
@@ -48,7 +55,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward of the model for every completion of a batch.
+    """One forward of the model for every completion of a batch. A block-causal model sees each block of the canvas
+    behind the clean tokens of those before it, and so scores all blocks in one pass.
 
     Attributes:
         noisy: (B, L) int64, the model's input.

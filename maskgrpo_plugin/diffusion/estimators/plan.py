@@ -23,6 +23,7 @@ class StepPlan:
         step: the training step.
         stop_token_ids: ids that end a response.
         cfg_scale: guidance weight w of the log-probabilities; 0 for none.
+        block_length: of a block-causal model; None where attention is in both directions.
     """
 
     estimator: str
@@ -31,6 +32,7 @@ class StepPlan:
     step: int = 0
     stop_token_ids: tuple[int, ...] = ()
     cfg_scale: float = 0.0
+    block_length: int | None = None
 
     def build(self) -> Estimator:
         """The estimator; kept, since every worker asks for it several times a step."""

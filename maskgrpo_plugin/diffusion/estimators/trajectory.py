@@ -1,7 +1,8 @@
 """Estimators along the sampler's own trajectory: each token is scored once, in the state of its slice of steps."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ class Trajectory(Estimator):
     TraceRL (arXiv 2509.06949) merges `shrink` distinct steps of a completion into a slice; d2-StepMerge (arXiv
     2509.21474) cuts the sampler's steps into `segments`; CJ-GRPO has as many segments as steps, which is `shrink=1`:
     then ℓ̂ is the log-probability with which the sampler drew the token at temperature 1.
+
+    On a block-causal model the slices are those of each block, and one pass holds the n-th of every block (TraceRL's
+    form for block diffusion): with blocks of one token, one pass gives the exact left-to-right likelihood.
 
     The reveal steps [0, 2, 1, 3] with `shrink=2` make two passes: all four masked, the first and third scored; then
     the second and fourth masked and scored.
@@ -68,10 +72,7 @@ class Trajectory(Estimator):
         if rows.reveal_step is None:
             raise ValueError("the estimator trajectory needs reveal_step, the step at which each token was revealed")
         maskable = self.maskable(rows)
-        if self.segments is None:
-            slices = merge_steps(rows.reveal_step, maskable, self.shrink or 1)
-        else:
-            slices = segment_steps(rows.reveal_step, maskable, self.segments, self.steps)
+        slices = self._slices(rows, rows.reveal_step, maskable)
         scored = maskable & self._kept(rows)
         clean = mask_prompt(
             self.clean(rows),
@@ -87,6 +88,23 @@ class Trajectory(Estimator):
             for n in range(max(count, 1))
         ]
 
+    def _slices(self, rows: Rows, reveal_step: Tensor, maskable: Tensor) -> Tensor:
+        """(B, L) int64, the slice of each maskable token, of its row or, where there are blocks, of its block."""
+
+        def slices(steps: Tensor, inside: Tensor) -> Tensor:
+            if self.segments is None:
+                return merge_steps(steps, inside, self.shrink or 1)
+            return segment_steps(steps, inside, self.segments, self.steps)
+
+        length = rows.block_length
+        if length is None:
+            return slices(reveal_step, maskable)
+        by_block = partial(_by_block, positions=rows.positions, attended=rows.attended, block_length=length)
+        steps, inside = by_block(reveal_step.long(), padding=-1), by_block(maskable, padding=False)
+        first = steps.masked_fill(~inside | (steps < 0), torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
+        found = slices(torch.where(steps < 0, steps, steps - first), inside)
+        return torch.where(maskable, found.view(len(maskable), -1).gather(1, rows.positions), -1)
+
     def _kept(self, rows: Rows) -> Tensor:
         """(B, L) bool, response tokens that may be scored: from the first end token on, `end_tokens` of them."""
         if self.end_tokens is None:
@@ -94,6 +112,15 @@ class Trajectory(Estimator):
         stops = torch.isin(rows.tokens, torch.tensor(list(rows.stop_token_ids), device=rows.tokens.device))
         after = ((stops & rows.response).long().cumsum(-1) > 0) & rows.response
         return rows.response & (after.long().cumsum(-1) <= self.end_tokens)
+
+
+def _by_block(values: Tensor, padding: Any, *, positions: Tensor, attended: Tensor, block_length: int) -> Tensor:
+    """Values (B, L) of tokens as (B · blocks, block_length), by their positions; `padding` where a block is short."""
+    blocks = int(positions.max()) // block_length + 1
+    row = torch.arange(len(values), device=values.device).unsqueeze(-1).expand_as(values)
+    table = torch.full((len(values), blocks * block_length), padding, dtype=values.dtype, device=values.device)
+    table[row[attended], positions[attended]] = values[attended]
+    return table.view(-1, block_length)
 
 
 def merge_steps(reveal_step: Tensor, maskable: Tensor, shrink: int) -> Tensor:

@@ -92,6 +92,7 @@ class Sampler(ABC):
         modalities: of what it can be asked for, of `text` (and answers about images) and `t2i` (images). A sampler of
             `t2i` also takes the option `vocab_slice`, (start, stop) of the ids that it may emit, and `generate`'s
             `uncond_input_ids` and `uncond_attention_mask`, prompts (B, P) without their text and their mask.
+        block_causal: whether it is for models that attend block by block, rather than in both directions.
         response_length: tokens appended to a prompt that holds no mask token.
         temperature: 0 takes the most probable token; above, see the sampler.
         cfg_scale: guidance weight w, 0 for none; see the sampler.
@@ -102,6 +103,7 @@ class Sampler(ABC):
     """
 
     modalities: ClassVar[tuple[str, ...]]
+    block_causal: ClassVar[bool] = False
 
     response_length: int = option(number(1, whole=True), by_run=True)
     temperature: float = option(number(0), 0.0, by_run=True)

@@ -28,7 +28,7 @@ def build_sampler(name: str, **options: Any) -> Sampler:
     """Build a sampler.
 
     Args:
-        name: `semi_autoregressive`, `emerge`, `maskgit`, or one that `register_sampler` added.
+        name: `semi_autoregressive`, `block_causal`, `emerge`, `maskgit`, or one that `register_sampler` added.
         **options: the sampler's options; see its class.
 
     Raises:
@@ -36,6 +36,23 @@ def build_sampler(name: str, **options: Any) -> Sampler:
     """
     get_sampler(name)
     return SAMPLERS.build(name, **options)
+
+
+def check_attention(name: str, block_length: int | None) -> None:
+    """Check that a sampler is for a checkpoint's attention.
+
+    Args:
+        name: of the sampler.
+        block_length: of a checkpoint that attends block by block; None: in both directions.
+
+    Raises:
+        OptionError: of the key `name`: it is for the other.
+    """
+    if get_sampler(name).block_causal == (block_length is not None):
+        return
+    fitting = [other for other in SAMPLERS if SAMPLERS[other].block_causal == (block_length is not None)]
+    how = "in both directions" if block_length is None else f"block by block ({block_length} tokens)"
+    raise OptionError("name", name, f"the checkpoint attends {how}; allowed are {', '.join(fitting)}")
 
 
 def option_names(name: str) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.families import ImageFamily, build_family
-from maskgrpo_plugin.models.registry import check_bidirectional
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
 from maskgrpo_plugin.workers.engine.passes import (
     Line,
@@ -53,7 +52,6 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             dtype = torch.bfloat16 if self.engine_config.forward_only else torch.float32
         dtype = PrecisionType.to_dtype(dtype)
         hf_config = self.model_config.hf_config
-        check_bidirectional(hf_config, "model.path", self.model_config.local_path)
         init_context = get_init_weight_context_manager(
             use_meta_tensor=not hf_config.tie_word_embeddings, mesh=self.device_mesh
         )
@@ -207,6 +205,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         device = get_device_id()
         output = self.module(
             input_ids=line.ids.to(device).unsqueeze(0),
+            clean_ids=None if line.clean_ids is None else line.clean_ids.to(device).unsqueeze(0),
             packing=Packing.from_lengths(line.lengths, device),
             logits_positions=line.places.to(device),
             target_ids=line.targets.to(device),

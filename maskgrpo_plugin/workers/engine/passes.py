@@ -41,6 +41,7 @@ def rows_of(data: TensorDict, plan: StepPlan, estimator: Estimator, mask_token_i
         keys=data["mask_key"],
         mask_token_id=mask_token_id,
         stop_token_ids=plan.stop_token_ids,
+        block_length=plan.block_length,
         **{name: _place(data[name], written, -1) for name in _read_fields(data, estimator)},
     )
 
@@ -200,6 +201,7 @@ class Line:
 
     Attributes:
         ids: (T,) tokens of all units' passes, one after another; with guidance those without the prompt's text follow.
+        clean_ids: (T,) for a block-causal model, the clean tokens there, behind the pass's own prompt; else None.
         lengths: of the rows in the line.
         places: (N,) places of the scored tokens in the line; with guidance 2N, in the same order.
         targets: (N,) their true tokens.
@@ -210,6 +212,7 @@ class Line:
     """
 
     ids: Tensor
+    clean_ids: Tensor | None
     lengths: list[int]
     places: Tensor
     targets: Tensor
@@ -239,15 +242,20 @@ def make_line(units: Units, chosen: Tensor, *, guided: bool) -> Line:
     )
     kept = kept.unsqueeze(1).expand(scored.shape)
     ids, lengths, places = noisy[kept], kept.sum(-1), scored[kept].nonzero().squeeze(-1)
+    tokens, prompt = (
+        part[row, :longest].unsqueeze(1).expand(scored.shape) for part in (units.rows.tokens, units.rows.prompt)
+    )
+    clean_ids = None if units.rows.block_length is None else torch.where(prompt, noisy, tokens)[kept]
     if guided:
         uncond_ids, uncond_scored, uncond_lengths = _uncond_line(units, row, noisy, scored, kept)
         places = torch.cat([places, uncond_scored.nonzero().squeeze(-1) + len(ids)])
         ids, lengths = torch.cat([ids, uncond_ids]), torch.cat([lengths, uncond_lengths])
     return Line(
         ids=ids,
+        clean_ids=clean_ids,
         lengths=lengths.flatten().tolist(),
         places=places,
-        targets=units.rows.tokens[row, :longest].unsqueeze(1).expand(scored.shape)[scored],
+        targets=tokens[scored],
         index=scored.flatten().nonzero().squeeze(-1),
         scored=scored,
         weight=weight,

@@ -11,17 +11,19 @@ from omegaconf import DictConfig, OmegaConf
 from maskgrpo_plugin.config import ImageSettings
 from maskgrpo_plugin.data.checks import check_row_count
 from maskgrpo_plugin.data.row_files import DataFile, Row, data_files
-from maskgrpo_plugin.diffusion.samplers import SAMPLERS, get_sampler
+from maskgrpo_plugin.diffusion.samplers import SAMPLERS, check_attention, get_sampler
 from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.models.checks import load_tokenizer
 from maskgrpo_plugin.models.families import Family, ImageFamily, load_family
 from maskgrpo_plugin.models.image_tokenizers import image_tokenizer_config
+from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.workers.rollout.requests import MODALITIES, RequestBuilder
 
 logger = logging.getLogger(__name__)
 
 ROLLOUT = "actor_rollout_ref.rollout"
 SAMPLER = f"{ROLLOUT}.sampler"
+OVERRIDE = "actor_rollout_ref.model.override_config (block_size, of Fast-dLLM v2 bd_size)"
 FILTER = "data.filter_overlong_prompts"
 MOST_CHARACTERS = 10_000_000  # of prompts whose tokens are counted, some seconds' work
 
@@ -50,6 +52,8 @@ def check_prompts(config: DictConfig) -> None:
         return
     tokenizer = load_tokenizer(model)
     family = _family(model, tokenizer) if model.model_type == "masked_diffusion" else None
+    if family is not None:
+        _check_attention(config, block_length_of(family.config))
     modalities = list(dict.fromkeys(each.modality for each in rows if each.modality != "text"))
     if modalities:
         if family is None:
@@ -67,6 +71,23 @@ def check_prompts(config: DictConfig) -> None:
         if each.modality != "text":
             _check_image_row(config, builder, each)
     check_row_count(config, left_out)
+
+
+def _check_attention(config: DictConfig, block_length: int | None) -> None:
+    """The sampler is for the checkpoint's attention, and its blocks are those that training counts."""
+    sampler = config.actor_rollout_ref.rollout.sampler
+    try:
+        check_attention(sampler.name, block_length)
+    except OptionError as error:
+        raise error.under(SAMPLER) from None
+    given = (sampler.get("options") or {}).get("block_length")
+    if block_length is not None and given not in (None, block_length):
+        allowed = f"training counts blocks of {block_length}, the checkpoint's; another length is set in {OVERRIDE}"
+        raise OptionError(f"{SAMPLER}.options.block_length", given, allowed)
+    guidance = (config.algorithm.get("estimation") or {}).get("cfg_scale", 0)
+    if block_length is not None and guidance:
+        allowed = "0: log-probabilities of a model that attends block by block have no guidance"
+        raise OptionError("algorithm.estimation.cfg_scale", guidance, f"allowed: {allowed}")
 
 
 def prompt_rows(config: DictConfig) -> Iterator[PromptRow]:

@@ -20,7 +20,6 @@ from verl.workers.rollout.replica import TokenOutput
 from maskgrpo_plugin.diffusion.random import LARGEST_SEED
 from maskgrpo_plugin.diffusion.samplers.base import RunningBatch, Sampler
 from maskgrpo_plugin.models.families import Family, ImageFamily, build_family
-from maskgrpo_plugin.models.registry import check_bidirectional
 from maskgrpo_plugin.models.special_tokens import answer_length, stop_token_ids
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
 from maskgrpo_plugin.workers.platform import check_local_device
@@ -270,7 +269,6 @@ class DiffusionServer(RolloutServer):
 
     def __init__(self, config: Any, model_config: Any, replica_rank: int):
         super().__init__(config, model_config, replica_rank)
-        check_bidirectional(self.model_config.hf_config, "model.path", self.model_config.path)
         self.family: Family = build_family(self.model_config.hf_config, self.tokenizer)
         self.stop_token_ids = self.family.stop_token_ids
         self.image_decoder: ImageDecoder | None = None

@@ -53,6 +53,7 @@ class BlockCausalSampler(Sampler):
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("text",)
+    block_causal: ClassVar[bool] = True
 
     steps_per_block: int | None = option(number(1, whole=True), None)
     block_length: int | None = option(number(1, whole=True), None)
