@@ -202,7 +202,7 @@ def test_the_likelihood_of_a_block_is_the_mean_over_orders_of_its_tokens():
 
 
 def test_the_slices_of_a_trajectory_are_those_of_each_block():
-    """A prompt of 2 tokens in blocks of 4: the blocks' steps [2, 0], [5, 3, 3, 4] and [7, 6], a token without a step."""
+    """A prompt of 2 tokens in blocks of 4: the blocks' steps are [2, 0], [5, 3, 3, 4] and [7, none]."""
     attended = torch.ones(1, 10, dtype=torch.bool)
     response = torch.arange(10)[None] >= 2
     rows = Rows(

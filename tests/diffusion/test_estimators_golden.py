@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from maskgrpo_plugin.diffusion.estimators import Pass, Rows, build_estimator, ma
 from maskgrpo_plugin.diffusion.estimators.coupled import coupled_passes
 from maskgrpo_plugin.trainer.advantages import group_advantages
 from maskgrpo_plugin.trainer.losses.maskgrpo import maskgrpo_loss
-from maskgrpo_plugin.trainer.losses.tracerl import tracerl_loss
+from maskgrpo_plugin.trainer.losses.tracerl import tracerl_block_loss, tracerl_loss
 
 FOLDER = GOLDEN_DIR / "estimators"
 pytestmark = [
@@ -71,12 +72,13 @@ class StandIn:
             for value in self.w.values():
                 value.requires_grad_()
 
-    def logits(self, canvas):
-        """Logits at every position, (B, L, V)."""
-        w, length = self.w, canvas.shape[1]
+    def logits(self, canvas, attention=1.0, positions=None):
+        """Logits at every position, (B, L, V); rows of `attention` (L, L) look at columns."""
+        w = self.w
+        positions = torch.arange(canvas.shape[1]).expand(canvas.shape) if positions is None else positions
         e = w["E"][canvas]
-        hidden = torch.tanh((e + w["M"][:length, :length] @ e + w["P"][:length]) @ w["W1"].T)
-        return hidden @ w["W2"].T
+        mixed = w["M"][positions[:, :, None], positions[:, None, :]] * attention
+        return torch.tanh((e + mixed @ e + w["P"][positions]) @ w["W1"].T) @ w["W2"].T
 
     def log_probs(self, canvas, tokens):
         """Log-probability of the true token at every position, (B, L)."""
@@ -241,6 +243,45 @@ def test_tracerl(prefix, rows, meta, models):
     assert torch.equal(canvas, stored[f"{prefix}canvas"].long())
     assert torch.equal(scored, stored[f"{prefix}in_loss"].bool())
     loss = slice_loss(rows, models, stored, prefix, meta["tracerl"])
+    assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+@pytest.mark.parametrize("prefix", prefixes("tracerl", r"block\.shrink\d+\.(post\d+\.)?"))
+def test_tracerl_of_blocks(prefix, rows, meta, models):
+    """Blocks are counted from the response's start there: our rows hold the response alone. With `post_num`, the
+    published code keeps that many pads of each round, ours of the response: canvases and loss are compared, not they.
+    """
+    stored = load_file(FOLDER / "tracerl.safetensors")
+    prompt, length = meta["batch"]["prompt_length"], meta["batch"]["response_length"]
+    if "post" not in prefix:
+        cut = {name: getattr(rows, name)[:, prompt:] for name in ("tokens", "response", "prompt", "attended")}
+        alone = replace(
+            rows, **cut, reveal_step=rows.reveal_step[:, prompt:], block_length=meta["tracerl"]["block_size"]
+        )
+        shrink = int(re.search(r"shrink(\d+)", prefix).group(1))
+        estimator = build_estimator("trajectory", shrink=shrink, canvas="full", end_tokens=0)
+        passes = estimator.passes(alone, seed=0, step=0, update=0)
+        scored = torch.stack([one.scored for one in passes], dim=1)
+        sample, number = scored.any(-1).nonzero(as_tuple=True)
+        canvas = torch.stack([one.noisy for one in passes], dim=1)[sample, number]
+        assert torch.equal(sample, stored[f"{prefix}row_sample"].long())
+        assert torch.equal(canvas, stored[f"{prefix}extended_ids"].long()[:, prompt + length :])
+        assert torch.equal(scored[sample, number], stored[f"{prefix}in_loss"].bool()[:, prompt:])
+    ids, positions = stored[f"{prefix}extended_ids"].long(), stored[f"{prefix}position_ids"].long()
+    attention, own = stored["block.shrink1.attention"].double(), stored[f"{prefix}row_sample"].long()
+    scored, targets = stored[f"{prefix}in_loss"].bool()[:, prompt:], rows.tokens[own, prompt:]
+    found = {}
+    for name in ("new", "old"):
+        with torch.set_grad_enabled(name == "new"):
+            logits = models[name].logits(ids, attention, positions)[:, prompt + length :]
+        found[name] = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    for name, value in found.items():
+        expected = stored[f"{prefix}logp_{name}"][:, -length:]
+        torch.testing.assert_close(value.detach()[scored], expected[scored], **CLOSE)
+    config = actor(meta["tracerl"], scored)
+    config.global_batch_info["loss_scale_factor"] = length
+    spread = stored[f"{prefix}row_advantage"][:, None].expand(scored.shape)
+    loss, _ = tracerl_block_loss(found["old"], found["new"], spread, scored, config=config)
     assert_loss_and_gradient(loss, stored, prefix, models)
 
 

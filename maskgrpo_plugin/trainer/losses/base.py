@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from verl.utils.torch_functional import masked_mean
 
-MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = 20.0  # of log ratios before they are exponentiated
 
 
 def clip_range(config: Any) -> tuple[float, float]:
@@ -16,7 +16,11 @@ def clip_range(config: Any) -> tuple[float, float]:
 
 
 def clipped_losses(
-    old_log_prob: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor, config: Any
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    config: Any,
+    most: float = MAX_LOG_RATIO,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """−min(ρA, clip(ρ, 1−ε, 1+ε)A) of every token, with ρ = exp(ℓ̂_θ − ℓ̂_old).
 
@@ -24,12 +28,13 @@ def clipped_losses(
         old_log_prob, log_prob: (B, L) estimates ℓ̂_old and ℓ̂_θ at the same masks.
         advantages: (B, L).
         config: actor config with `clip_ratio`, `clip_ratio_low`, `clip_ratio_high`.
+        most: bound of |log ρ|.
 
     Returns:
         (B, L) losses, log ratios, and whether the clip acts.
     """
     low, high = clip_range(config)
-    log_ratio = torch.clamp(log_prob - old_log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = torch.clamp(log_prob - old_log_prob, -most, most)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - low, 1 + high)
