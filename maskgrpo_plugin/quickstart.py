@@ -23,6 +23,7 @@ from maskgrpo_plugin.data.chats import question_and_answer
 from maskgrpo_plugin.data.prepare import arithmetic_rows
 from maskgrpo_plugin.data.rows import Row, write_parquet
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
+from maskgrpo_plugin.models.sdar import SDARConfig, SDARForCausalLM
 
 SPECIAL_TOKENS = (
     "<|pad|>",
@@ -50,6 +51,7 @@ class Recipe:
     n_heads: int = 4
     mlp_hidden_size: int = 384
     init_std: float = 0.08
+    block_size: int = 4  # of the block-diffusion twin
     embedding_std: float = 1.0  # a token's own vector must outweigh the first blocks' output, or learning stalls
     train_rows: int = 16_000
     validation_rows: int = 256  # held-out sums without a carry
@@ -129,6 +131,28 @@ def make_autoregressive_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe
     return _with_random_weights(LlamaForCausalLM, config, recipe)
 
 
+def make_block_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> SDARForCausalLM:
+    """The block-diffusion twin: SDAR's layout, in the same size, vocabulary and seed."""
+    config = SDARConfig(
+        hidden_size=recipe.d_model,
+        num_attention_heads=recipe.n_heads,
+        num_key_value_heads=recipe.n_heads,
+        head_dim=recipe.d_model // recipe.n_heads,
+        num_hidden_layers=recipe.n_layers,
+        intermediate_size=recipe.mlp_hidden_size,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        initializer_range=recipe.init_std,
+        tie_word_embeddings=False,
+        block_size=recipe.block_size,
+        mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _with_random_weights(SDARForCausalLM, config, recipe)
+
+
 def sft_rows(recipe: Recipe) -> dict[str, list[Row]]:
     """Conversations of one sum each: `train`, some of whose carries are forgotten, and `validation`, held out."""
     draw = random.Random(f"pretraining/{recipe.seed}")
@@ -148,10 +172,17 @@ def rl_rows(recipe: Recipe) -> dict[str, list[Row]]:
     }
 
 
+INITIAL = {
+    "initial": make_diffusion_model,
+    "initial_block": make_block_model,
+    "initial_ar": make_autoregressive_model,
+}
+
+
 def make(output_dir: Path, recipe: Recipe) -> None:
-    """Write the folders `initial` and `initial_ar`, which AutoModelForCausalLM loads, and the rows in `data`, `sft`."""
+    """Write the folders of `INITIAL`, which AutoModelForCausalLM loads, and the rows in `data` and `sft`."""
     tokenizer = make_tokenizer()
-    for name, build in (("initial", make_diffusion_model), ("initial_ar", make_autoregressive_model)):
+    for name, build in INITIAL.items():
         build(tokenizer, recipe).save_pretrained(output_dir / name)
         tokenizer.save_pretrained(output_dir / name)
     for folder, splits in (("data", rl_rows(recipe)), ("sft", sft_rows(recipe))):
@@ -166,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args(arguments)
     make(options.output_dir, Recipe(seed=options.seed))
-    sys.stdout.write(f"{options.output_dir}: initial, initial_ar, sft, data\n")
+    sys.stdout.write(f"{options.output_dir}: {', '.join(INITIAL)}, sft, data\n")
     return 0
 
 

@@ -1,10 +1,13 @@
 """Every config that is shipped composes and passes the checks of a run's start, with a small checkpoint put in."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from family_models import save_checkpoint
 from omegaconf import OmegaConf
+from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent / "workers"))
 import ranks
@@ -31,8 +34,15 @@ def small(folder, model, data="data"):
     ]
 
 
+@pytest.fixture(scope="module")
+def small_block_model(tiny_run, tmp_path_factory):
+    """A block-causal checkpoint with the tiny run's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
+    return save_checkpoint("sdar", tmp_path_factory.mktemp("block") / "model", tokenizer)
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, name):
+def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, small_block_model, name):
     plain = ranks.compose_config("", name=name, folder_key=None)
     if plain.reward.reward_manager.name == "maskgrpo_image":
         scorers = OmegaConf.to_container(plain.reward.image.scorers, resolve=False)
@@ -49,11 +59,15 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
         overrides = small(tiny_run, "model" if is_diffusion else "model_ar")
         if name.endswith("_mmu"):
             overrides = small(tiny_digits, "model", data="data_mmu")
-        if name.endswith("_gsm8k") or "_8b_" in name:
-            length = plain.data.max_response_length // 4
-            steps = plain.actor_rollout_ref.rollout.sampler.options.steps // 4
+        if plain.actor_rollout_ref.rollout.get("sampler", {}).get("name") == "block_causal":
+            overrides[0] = f"actor_rollout_ref.model.path={small_block_model}"
+        if re.search(r"_\d+b_|_mini_", name):
+            length = plain.data.max_response_length // (64 if plain.data.max_response_length > 1000 else 4)
             overrides += ["data.max_prompt_length=32", f"data.max_response_length={length}"]
-            overrides += [f"actor_rollout_ref.rollout.sampler.options.steps={steps}"]
+            if steps := plain.actor_rollout_ref.rollout.sampler.options.get("steps"):
+                overrides += [f"actor_rollout_ref.rollout.sampler.options.steps={steps // 4}"]
+            if (block := plain.actor_rollout_ref.rollout.sampler.options.get("block_length", 0)) and block > length:
+                overrides += [f"actor_rollout_ref.rollout.sampler.options.block_length={block // 4}"]
     config = ranks.compose_config("", *overrides, name=name, folder_key=None)
     assert preflight(config)
     if name.startswith("llada_8b") or name == "mmada_8b_mmu":

@@ -63,7 +63,11 @@ def test_what_is_written_loads_and_is_the_same_each_time(quickstart, tokenizer, 
     assert torch.equal(state, torch.random.get_rng_state())
 
     maskgrpo_plugin.models.register()
-    for folder, kind in (("initial", "LLaDAModelLM"), ("initial_ar", "LlamaForCausalLM")):
+    for folder, kind in (
+        ("initial", "LLaDAModelLM"),
+        ("initial_block", "SDARForCausalLM"),
+        ("initial_ar", "LlamaForCausalLM"),
+    ):
         model, twin = (AutoModelForCausalLM.from_pretrained(tmp_path / name / folder) for name in ("a", "b"))
         loaded = AutoTokenizer.from_pretrained(tmp_path / "a" / folder)
         assert type(model).__name__ == kind
