@@ -27,6 +27,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from maskgrpo_plugin.data.sft_rows import Example
 from maskgrpo_plugin.diffusion.random import combine_seed, unit_float
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.export import export
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.registry import block_length_of
@@ -107,6 +108,9 @@ class DenoisingTrainer(SFTTrainer):
         options: Any = OmegaConf.to_container(self.config.denoising, resolve=True)
         family = build_family(self.model_config.hf_config, self.model_config.tokenizer)
         block_length = block_length_of(family.config)
+        if block_length is not None and options["block_length"] is not None:
+            allowed = f"null: the model attends in blocks of {block_length}, each behind the clean ones before it"
+            raise OptionError("denoising.block_length", options["block_length"], f"allowed: {allowed}")
         return MaskedDenoising(self.config.trainer.seed, options, family.stop_token_ids, block_length)
 
     def _build_dataloader(self) -> None:
