@@ -238,7 +238,7 @@ class MaskGRPOLM(TemplateLM):
             block = min(self.block_length or DEFAULT_BLOCK, tokens)
             length = -(-tokens // block) * block
             defaults = {"steps": self.steps or max(length // block, length // 2), "block_length": block}
-        sampler = SamplerSettings(self.sampler, options={**defaults, **self.sampler_options})
+        sampler = SamplerSettings(name=self.sampler, options={**defaults, **self.sampler_options})
         try:
             sampler.build(response_length=length, temperature=temperature)
         except OptionError as error:
