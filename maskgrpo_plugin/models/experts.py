@@ -4,7 +4,8 @@ transformers keeps the experts of a layer as one tensor each for their inner and
 expert functions compute together. Published checkpoints name every expert; so do those that are saved here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -85,3 +86,29 @@ def expert_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
     kinds = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[kind]
     parts = {part: tensor.chunk(len(kinds), dim=1)[n] for n, part in enumerate(kinds)}
     return {f"{layer}.{n}.{part}.weight": half[n] for part, half in parts.items() for n in range(tensor.shape[0])}
+
+
+@contextmanager
+def recorded_experts(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The experts that each layer chooses in the passes of this context, in their order: (N, k) of N tokens."""
+    chosen: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given: chosen.append(given[1].detach()))
+        for name, module in model.named_modules()
+        if name.endswith(".mlp.experts")
+    ]
+    try:
+        yield chosen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def routing_difference(first: Tensor, second: Tensor) -> float:
+    """Share of the choices of one router, (N, k) experts, that another did not make for the same token; in [0, 1].
+
+    >>> routing_difference(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[1, 0], [2, 5]]))
+    0.25
+    """
+    shared = (first.unsqueeze(-1) == second.unsqueeze(-2)).any(-1)
+    return 1 - shared.float().mean().item()

@@ -35,7 +35,7 @@ from maskgrpo_plugin.trainer.checkpoints import (
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.trainer.sample_dumps import DumpingTrainer
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
-from maskgrpo_plugin.workers.scoring import Canvases, first_pass
+from maskgrpo_plugin.workers.scoring import Canvases, Scores, first_pass
 
 logger = logging.getLogger(__name__)
 
@@ -156,14 +156,16 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
 
     def _log_prob_gap(self) -> dict[str, float]:
         """How far the rollout's model is from the actor after a weight sync: the mean absolute difference of their
-        log-probabilities on the step's own canvases, the largest of the servers, as `rollout/actor_log_prob_gap`.
+        log-probabilities on the step's own canvases, the largest of the servers, as `rollout/actor_log_prob_gap`; of
+        models with experts also the share of the actor's choices of experts that a server's routers did not make, as
+        `rollout/router_drift`.
         """
         if self.canvases is None or not self.canvases.places:
             return {}
         canvases, self.canvases = self.canvases, None
-        actor = torch.tensor(self.actor_rollout_wg.score(canvases)[0])
+        actor: Scores = self.actor_rollout_wg.score(canvases)[0]
         found = ray.get([server.score.remote(canvases) for server in self.llm_server_manager.server_handles])
-        gap = max(float((torch.tensor(served) - actor).abs().mean()) for served in found)
+        gap = max(actor.gap(served) for served in found)
         most = self.config.actor_rollout_ref.rollout.log_prob_gap_warning
         if gap > most:
             logger.warning(
@@ -173,7 +175,8 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
                 gap,
                 most,
             )
-        return {"rollout/actor_log_prob_gap": gap}
+        drifts = [drift for served in found if (drift := actor.routing_difference(served)) is not None]
+        return {"rollout/actor_log_prob_gap": gap} | ({"rollout/router_drift": max(drifts)} if drifts else {})
 
     def on_step_end(self) -> None:
         """verl's weight sync; then what it left of a difference."""

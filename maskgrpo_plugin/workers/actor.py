@@ -12,7 +12,7 @@ from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from maskgrpo_plugin.workers import engine as _engines  # noqa: F401  (importing registers the engines)
-from maskgrpo_plugin.workers.scoring import Canvases, score_canvases
+from maskgrpo_plugin.workers.scoring import Canvases, Scores, score_canvases
 
 UPDATES = "updates"
 
@@ -110,8 +110,8 @@ class MaskGRPOWorker(ActorRolloutRefWorker):
             del manager.previous_saved_paths[:-most]
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def score(self, canvases: Canvases) -> list[float]:
-        """Log-probabilities by the actor, the same on every rank; see `score_canvases`."""
+    def score(self, canvases: Canvases) -> Scores:
+        """What the actor says of canvases, the same on every rank; see `score_canvases`."""
         engine = self.actor.engine
         with engine.eval_mode(), engine.autocast():
             return score_canvases(engine.module, canvases, get_device_id())

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.models.experts import recorded_experts, routing_difference
 from maskgrpo_plugin.workers.engine.passes import rows_of
 
 
@@ -58,9 +60,32 @@ def first_pass(data: TensorDict, plan: StepPlan, mask_token_id: int) -> Canvases
     )
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of canvases, as plain data.
+
+    Attributes:
+        log_probs: of each token asked about.
+        experts: of each layer with experts, those that its router chose, (tokens, k) int16.
+    """
+
+    log_probs: list[float]
+    experts: list[np.ndarray]
+
+    def gap(self, other: "Scores") -> float:
+        """Mean absolute difference of the log-probabilities of two models."""
+        return float(np.abs(np.subtract(self.log_probs, other.log_probs)).mean())
+
+    def routing_difference(self, other: "Scores") -> float | None:
+        """Share of the choices of experts that the other model's routers did not make; None without experts."""
+        pairs = list(zip(self.experts, other.experts, strict=True))
+        found = [routing_difference(torch.from_numpy(one), torch.from_numpy(two)) for one, two in pairs]
+        return sum(found) / len(found) if found else None
+
+
 @torch.no_grad()
-def score_canvases(model: Any, canvases: Canvases, device: torch.device | str) -> list[float]:
-    """Log-probability of each token asked about.
+def score_canvases(model: Any, canvases: Canvases, device: torch.device | str) -> Scores:
+    """Log-probability of each token asked about, and the experts that were chosen on the way.
 
     Args:
         model: a mask predictor, see `MaskPredictorModel`.
@@ -71,11 +96,12 @@ def score_canvases(model: Any, canvases: Canvases, device: torch.device | str) -
         torch.tensor(part, device=device) for part in (canvases.ids, canvases.places, canvases.targets)
     )
     clean = None if canvases.clean_ids is None else torch.tensor([canvases.clean_ids], device=device)
-    output = model(
-        input_ids=line.unsqueeze(0),
-        clean_ids=clean,
-        packing=Packing.from_lengths(canvases.lengths, device),
-        logits_positions=places,
-        target_ids=targets,
-    )
-    return output.log_probs.float().tolist()
+    with recorded_experts(model) as experts:
+        output = model(
+            input_ids=line.unsqueeze(0),
+            clean_ids=clean,
+            packing=Packing.from_lengths(canvases.lengths, device),
+            logits_positions=places,
+            target_ids=targets,
+        )
+    return Scores(output.log_probs.float().tolist(), [chosen.cpu().to(torch.int16).numpy() for chosen in experts])

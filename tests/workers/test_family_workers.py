@@ -63,11 +63,13 @@ def step_and_serve(folder, overrides, batch, **job):
         return await server.score(canvases), answers
 
     served, answers = asyncio.run(serve())
+    after = worker.score(canvases)
     return {
         "canvases": {"ids": ids, "lengths": canvases.lengths, "places": places, "targets": targets, "clean": clean},
-        "before": before,
-        "after": worker.score(canvases),
-        "served": served,
+        "before": before.log_probs,
+        "after": after.log_probs,
+        "served": served.log_probs,
+        "drift": [after.routing_difference(served), after.routing_difference(before)],
         "answers": answers,
         "mask": server.family.mask_token_id,
         "vocabulary": server.family.vocabulary,
@@ -155,3 +157,9 @@ def test_the_server_answers_with_tokens_of_the_vocabulary_and_no_mask(results, n
     for answer in answers:
         assert answer and all(0 <= token < results[name]["vocabulary"] for token in answer)
         assert results[name]["mask"] not in answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_server_chooses_the_actors_experts(results, name):
+    served, before = results[name]["drift"]
+    assert (served, before) == (None, None) if "moe" not in name else served == 0 < before < 1

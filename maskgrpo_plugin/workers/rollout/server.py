@@ -29,7 +29,7 @@ from maskgrpo_plugin.workers.rollout.model_weights import ModelWeights, allocate
 from maskgrpo_plugin.workers.rollout.request_queue import Batch, BatchKind, Request, RequestQueue
 from maskgrpo_plugin.workers.rollout.requests import CanvasRequest
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket
-from maskgrpo_plugin.workers.scoring import Canvases, score_canvases
+from maskgrpo_plugin.workers.scoring import Canvases, Scores, score_canvases
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +180,8 @@ class RolloutServer:
             self.queue.resume()
 
     @ray.method(concurrency_group=CONTROL)
-    async def score(self, canvases: Canvases) -> list[float]:
-        """Log-probabilities by the rollout model, between two batches; see `score_canvases`."""
+    async def score(self, canvases: Canvases) -> Scores:
+        """What the rollout model says of canvases, between two batches; see `score_canvases`."""
         was_open = self.queue.is_open
         await self.queue.pause()
         try:
