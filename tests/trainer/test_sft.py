@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from family_models import save_checkpoint
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -83,7 +84,7 @@ VARIANTS = {
     "lora": ["model.lora_rank=4", "model.lora_alpha=8"],
     "blockwise": ["denoising.block_length=3", "data.fill=max_length", "data.max_length=14"],
 }
-ALONE = {"autoregressive": ["model.model_type=language_model"]}
+BLOCKS = "sdar"  # blocks of four tokens
 
 
 def run(world, folder, options, out):
@@ -93,11 +94,21 @@ def run(world, folder, options, out):
 
 
 @pytest.fixture(scope="module")
-def one_rank(tiny_run, common, tmp_path_factory):
+def block_model(tiny_run, tmp_path_factory):
+    """A block-causal checkpoint with the tiny run's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    folder = tmp_path_factory.mktemp("block_model") / "model"
+    return save_checkpoint(BLOCKS, folder, tokenizer, initializer_range=0.1, **ids)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny_run, block_model, common, tmp_path_factory):
     out = tmp_path_factory.mktemp("sft_one")
     options = [[*common, *each] for each in VARIANTS.values()]
-    options.append([*common, *ALONE["autoregressive"], f"model.path={tiny_run}/model_ar"])
-    return dict(zip([*VARIANTS, *ALONE], run(1, tiny_run, options, out), strict=True)), out
+    options.append([*common, "model.model_type=language_model", f"model.path={tiny_run}/model_ar"])
+    options.append([*common, f"model.path={block_model}"])
+    return dict(zip([*VARIANTS, "autoregressive", BLOCKS], run(1, tiny_run, options, out), strict=True)), out
 
 
 def encoded(folder, pairs, fill):
@@ -124,7 +135,7 @@ def example_loss(model, example, key, *, step, strata, columns=None, block=None)
     estimator = build_estimator("denoising", strata=strata, block_length=block)
     (one,) = estimator.passes(rows, seed=SEED, step=step, update=0)
     u = float(estimator.row_positions(keys, seed=SEED, step=step, update=0)[0])
-    logits, length = model(one.noisy).logits[0], int(response.sum())
+    logits, length = all_logits(model, one.noisy, tokens), int(response.sum())
     masked = one.scored[0].nonzero().flatten().tolist()
     total = torch.zeros(())
     for n in masked:
@@ -139,6 +150,16 @@ def example_loss(model, example, key, *, step, strata, columns=None, block=None)
     if block is not None:
         return total / max(len(masked), 1)
     return total / ((1e-3 + (1 - 1e-3) * u) * length)
+
+
+def all_logits(model, noisy, tokens):
+    """Logits (L, V) of a canvas (1, L); of a block-causal model each block's alone, behind the clean ones before it."""
+    if model.block_length is None:
+        return model(noisy).logits[0]
+    starts = range(0, noisy.shape[1], model.block_length)
+    ends = [min(start + model.block_length, noisy.shape[1]) for start in starts]
+    blocks = [torch.cat([tokens[:, :start], noisy[:, start:end]], 1) for start, end in zip(starts, ends, strict=True)]
+    return torch.cat([model(ids).logits[0, start:] for ids, start in zip(blocks, starts, strict=True)])
 
 
 def text(prompt, answer):
@@ -186,15 +207,17 @@ def assert_same_weights(found, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("variant", "fill", "block"), [("plain", None, None), ("max_length", 14, None), ("blockwise", 14, 3)]
+    ("variant", "fill", "block"),
+    [("plain", None, None), ("max_length", 14, None), ("blockwise", 14, 3), (BLOCKS, None, None)],
 )
-def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, variant, fill, block):
-    expected, found = reference(tiny_run / "model", fill=fill, block=block), one_rank[0][variant]
+def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, block_model, variant, fill, block):
+    folder = block_model if variant == BLOCKS else tiny_run / "model"
+    expected, found = reference(folder, fill=fill, block=block), one_rank[0][variant]
     assert_same_weights(found["weights"], expected["weights"], 2e-5)
     for step, loss in enumerate(expected["losses"], start=1):
         assert found["metrics"][str(step)]["train/loss"] == pytest.approx(loss, abs=2e-5)
     assert found["metrics"]["0"]["val/loss"] == pytest.approx(expected["validation"], abs=2e-5)
-    start = dict(AutoModelForCausalLM.from_pretrained(tiny_run / "model").named_parameters())
+    start = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     assert max(float((start[name] - w).abs().max()) for name, w in found["weights"].items()) > 1e-3
 
 
@@ -244,7 +267,10 @@ def test_the_autoregressive_twin_learns_the_answer_and_its_end_alone(one_rank, t
 
 def test_a_checkpoint_is_read_by_evaluation_with_and_without_an_adapter(one_rank, tiny_run, tmp_path):
     found, out = one_rank
-    folders = {name: out / str(n) for n, name in enumerate(VARIANTS)}
+    folders = {name: out / str(n) for n, name in enumerate(found)}
+    blocks = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders[BLOCKS]), tmp_path / BLOCKS))
+    assert_same_weights(dict(blocks.named_parameters()), found[BLOCKS]["weights"], 0)
+    assert blocks.block_length == 4
     plain = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders["plain"]), tmp_path / "plain"))
     assert_same_weights(dict(plain.named_parameters()), found["plain"]["weights"], 0)
     merged = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders["lora"]), tmp_path / "lora"))
