@@ -45,7 +45,10 @@ class RunSettings:
         return cls(requests, rollout.response_length, rollout.seed, guided)
 
 
-@register("maskgrpo_single_turn")
+SINGLE_TURN = "maskgrpo_single_turn"
+
+
+@register(SINGLE_TURN)
 class SeededSingleTurn(AgentLoopBase):
     """One prompt, one completion, with the noise seeded by place in the run rather than by arrival.
 
@@ -97,4 +100,4 @@ class SeededSingleTurn(AgentLoopBase):
         )
 
 
-REGISTERS = (Registered("agent loop maskgrpo_single_turn", lambda: "maskgrpo_single_turn" in _agent_loop_registry),)
+REGISTERS = (Registered(f"agent loop {SINGLE_TURN}", lambda: SINGLE_TURN in _agent_loop_registry),)

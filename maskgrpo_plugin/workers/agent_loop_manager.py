@@ -7,16 +7,18 @@ import asyncio
 import logging
 import time
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from maskgrpo_plugin.errors import last_line
 from maskgrpo_plugin.rewards.images.manager import IMAGE_FIELD
+from maskgrpo_plugin.workers.agent_loop import SINGLE_TURN, SeededSingleTurn
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +68,15 @@ class AccountingWorker(_Worker):
         self.shown: list[tuple[int, str, float, np.ndarray]] = []
         self.most_shown = int(self.config.actor_rollout_ref.rollout.image.contact_sheet_rows)
 
+    @cached_property
+    def _single_turn(self) -> SeededSingleTurn:
+        configs = (DictConfigWrap(self.config), DictConfigWrap(self.config.data))
+        return SeededSingleTurn(configs[0], self.llm_client, self.tokenizer, configs[1])
+
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+                return await self._run_once(sampling_params, trajectory, **kwargs)
             except Exception as error:
                 if attempt == ATTEMPTS or isinstance(error, MISTAKES):
                     self.losses.append(Loss(trajectory["validate"], True, last_line(error)[:MOST_CAUSE]))
@@ -77,6 +84,16 @@ class AccountingWorker(_Worker):
                 logger.warning("attempt %d of %d at a completion failed: %s", attempt, ATTEMPTS, last_line(error))
                 await asyncio.sleep(WAIT_S * attempt)
         raise AssertionError("unreachable")
+
+    async def _run_once(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        """One completion; the plugin's agent loop keeps nothing of one, so that one serves all: verl has Hydra make one
+        for each, which takes a fifth of the worker's time on short answers.
+        """
+        if kwargs.get("agent_name") != SINGLE_TURN or kwargs.get("trace"):
+            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        row = {key: value for key, value in kwargs.items() if key not in ("agent_name", "trace")}
+        output = await self._single_turn.run(sampling_params, **row)
+        return await self._agent_loop_postprocess(output, trajectory["validate"], **row)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         try:
