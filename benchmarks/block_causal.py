@@ -3,6 +3,7 @@
   python benchmarks/block_causal.py                                  # canvas 1,024 in blocks of 32, batch 8, on the CPU
   python benchmarks/block_causal.py --canvas 512 --block 4 --steps 4 --batch 32
   python benchmarks/block_causal.py --size 1.7b --batch 64           # on a GPU
+  python benchmarks/block_causal.py --train                          # forward and backward: two copies against one
 
 Random weights, prompts of a quarter of the canvas with lengths that differ, temperature 0. Tokens are compared; the
 cache's memory is printed.
@@ -88,6 +89,33 @@ def measure(options: argparse.Namespace) -> list[str]:
     ]
 
 
+def measure_training(options: argparse.Namespace) -> list[str]:
+    """One line of the table of `--train`: log-probabilities of half of each row's tokens, forward and backward."""
+    device, dtype = device_of(options)
+    model, mask = make_model(options, device, dtype).train(), options.vocabulary - 1
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randint(0, mask, (options.batch, options.canvas), generator=generator).to(device)
+    hidden = (torch.rand(clean.shape, generator=generator) < 0.5).to(device)
+    noisy = clean.masked_fill(hidden, mask)
+
+    def run(**more: Any) -> None:
+        model.zero_grad()
+        model(noisy, logits_positions=hidden, target_ids=clean[hidden], **more).log_probs.sum().backward()
+
+    measured = side_by_side({"one": run, "two": lambda: run(clean_ids=clean)}, device, options.repeats)
+    one, two = measured["one"], measured["two"]
+    return [
+        options.size,
+        f"{options.batch} × {options.canvas}",
+        f"{options.block}",
+        f"{one.seconds:.2f}",
+        f"{two.seconds:.2f}",
+        f"{two.seconds / one.seconds:.2f}×",
+        f"{one.peak_mib:.0f}",
+        f"{two.peak_mib:.0f}",
+    ]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,9 +127,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     add_device_options(parser)
     parser.set_defaults(repeats=1)
+    parser.add_argument("--train", action="store_true", help="compare training passes in place of rollouts")
+    options = parser.parse_args()
+    if options.train:
+        heads = ["size", "tokens", "block", "one copy s", "two copies s", "slower", "one MiB", "two MiB"]
+        write_table(heads, [measure_training(options)])
+        return
     heads = ["size", "canvas", "batch", "block/steps", "recomputed s", "cached s", "faster"]
     heads += ["recomputed MiB", "cached MiB", "cache MiB", "equal tokens"]
-    write_table(heads, [measure(parser.parse_args())])
+    write_table(heads, [measure(options)])
 
 
 if __name__ == "__main__":

@@ -128,3 +128,17 @@ def test_plain_and_our_updates_have_one_loss_and_gradient(mixed):
     given = options(checkpointing=False, frozen_head=False, mask_ratio=0.8, mixed=mixed)
     line = update.measure(("small", 200, 16, 16, 4), given)
     assert float(line[-3]) < 1e-5
+
+
+def block_options(**given):
+    sizes = {"size": "small", "vocabulary": 60, "canvas": 24, "block": 4, "steps": 2, "batch": 3}
+    return options(**sizes, **given)
+
+
+def test_the_block_causal_benchmark_compares_equal_tokens(monkeypatch):
+    benchmark = load("block_causal")
+    monkeypatch.setitem(benchmark.SIZES, "small", (32, 2, 4, 2, 48))
+    line = benchmark.measure(block_options())
+    assert line[:4] == ["small", "24", "3", "4/2"] and line[-1] == "1.0000"
+    assert float(line[-2]) == round(2 * 2 * 2 * 8 * 3 * (24 + 1) * 4 / 2**20, 1)
+    assert benchmark.measure_training(block_options())[:3] == ["small", "3 × 24", "4"]
