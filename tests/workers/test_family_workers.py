@@ -29,6 +29,7 @@ BFLOAT16 = [
     "actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype: bf16, reduce_dtype: fp32, buffer_dtype: fp32}",
     "actor_rollout_ref.rollout.dtype=bfloat16",
 ]
+LORA = [f"actor_rollout_ref.model.{key}" for key in ("lora_rank=4", "lora_alpha=16", "target_modules=all-linear")]
 CHECKPOINTING = ["actor_rollout_ref.model.enable_gradient_checkpointing=true"]
 
 
@@ -97,6 +98,7 @@ def results(run_folder, tmp_path_factory):
     """By name of the family, and `dream_bfloat16`."""
     cases = {name: overrides_of(run_folder, name) for name in NAMES}
     cases["dream_bfloat16"] = [*cases["dream"], *BFLOAT16]
+    cases["sdar_lora"] = [*cases["sdar"], *LORA]
     cases["dream_checkpointing"] = [*cases["dream"], *CHECKPOINTING]
     out = tmp_path_factory.mktemp("out")
     (found,) = ranks.run_ranks(1, run_folder, list(cases.values()), ranks.make_batch(8), out, step_and_serve)
@@ -138,7 +140,7 @@ def test_the_actor_gives_the_log_probabilities_of_the_checkpoint(run_folder, res
     torch.testing.assert_close(torch.tensor(results[name]["before"]), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "dream_bfloat16"])
+@pytest.mark.parametrize("name", [*NAMES, "dream_bfloat16", "sdar_lora"])
 def test_after_a_step_the_server_gives_the_actors_log_probabilities(results, name):
     before, after, served = (torch.tensor(results[name][key]) for key in ("before", "after", "served"))
     assert (after - before).abs().max() > 0.01
