@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_models import make_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
@@ -272,6 +273,17 @@ def test_token_budgets_count_passes(model):
     assert_close(gradients, run(model, batch, plan_of("trajectory", shrink=2))[1])
     coupled, _, _ = run(model, batch, plan_of("coupled"), **budget)
     assert max(map(sum, coupled.lengths)) <= 70 and all(len(lengths) == 3 for lengths in coupled.lengths)
+
+
+def test_token_budgets_count_both_copies_of_block_causal_models():
+    """Two slices of each block of four tokens, all blocks at once: two passes of a row."""
+    batch, blocks = trajectory_batch(4, 16), make_model("sdar", vocab_size=26, mask_token_id=MASK)
+    plan = replace(plan_of("trajectory", shrink=2), block_length=4)
+    budget = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 140}
+    sliced, gradients, _ = run(blocks, batch, plan, **budget)
+    assert 2 * max(map(sum, sliced.lengths)) <= 140 and max(map(len, sliced.lengths)) == 3
+    assert sum(len(lengths) for lengths in sliced.lengths) == 4 * 2
+    assert_close(gradients, run(blocks, batch, plan, micro_batch_size_per_gpu=1)[1])
 
 
 @pytest.mark.parametrize(("size", "lines"), [(1, 3), (3, 3), (6, 6), (12, 12)])

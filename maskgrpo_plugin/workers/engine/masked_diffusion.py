@@ -124,7 +124,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         width, size = (1 if split else most), 1
         changed: dict[str, Any] = {}
         if tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True):
-            changed["max_token_len_per_gpu"] = max(data["max_token_len_per_gpu"] // width, longest)
+            copies = 1 if plan.block_length is None else 2
+            changed["max_token_len_per_gpu"] = max(data["max_token_len_per_gpu"] // (width * copies), longest)
         else:
             changed["micro_batch_size_per_gpu"] = size = max(data["micro_batch_size_per_gpu"] // width, 1)
         if split:

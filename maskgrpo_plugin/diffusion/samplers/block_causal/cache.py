@@ -14,6 +14,8 @@ class PrefixCache:
     A pass over a few columns of each row writes their keys and values in place, and attends to the columns of its own
     block and of those before it. What a pass wrote of a block that still held masks, the next one writes over.
 
+    Rows come and go layer by layer, so that no second copy of the whole is ever held.
+
     Attributes:
         keys, values: one tensor per layer, (B, H, C + 1, d); the last column takes what a padded column would write.
         columns: C, how many columns there are; see `reserve`.
@@ -33,8 +35,9 @@ class PrefixCache:
     def reserve(self, columns: int) -> None:
         """Have at least so many columns."""
         if columns > self.columns:
-            more = columns - self.columns
-            self.keys, self.values = ([F.pad(part, (0, 0, 0, more)) for part in of] for of in (self.keys, self.values))
+            for of in (self.keys, self.values):
+                for layer, part in enumerate(of):
+                    of[layer] = F.pad(part, (0, 0, 0, columns - self.columns))
             self.columns = columns
 
     def update(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
