@@ -205,6 +205,10 @@ def _check_mask_predictor(
     made_for, length = block_length_of(AutoConfig.from_pretrained(path)), block_length_of(checkpoint)
     if made_for != length and made_for is not None:
         logger.warning("%s: the checkpoint was made for blocks of %d tokens, not %s", SECTION, made_for, length)
+    attention = (model.get("override_config") or {}).get(ATTENTION)
+    if length is not None and "flash" in str(attention):
+        allowed = f"sdpa, eager: the model attends in blocks of {length}, by a mask of queries and keys"
+        raise OptionError(f"{SECTION}.override_config.{ATTENTION}", attention, f"allowed: {allowed}")
     try:
         family = find_family(checkpoint, tokenizer)
         vocabulary = family.vocabulary_size(checkpoint)

@@ -85,6 +85,13 @@ def test_another_block_length_than_the_checkpoints_is_a_warning(folders, caplog)
     assert "was made for blocks of 4 tokens, not 8" in caplog.text
 
 
+def test_flash_attention_is_refused_for_blocks(folders):
+    flash = {"override_config": {"attn_implementation": "flash_attention_2"}}
+    check_model(run(folders["dream"], **flash))
+    with pytest.raises(OptionError, match=r"flash_attention_2.*allowed: sdpa, eager: the model attends in blocks of 4"):
+        check_model(run(folders["sdar"], **flash))
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 def test_checkpoints_name_every_expert(folders, name, tmp_path):
     config = AutoConfig.from_pretrained(folders[name])
