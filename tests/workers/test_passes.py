@@ -2,7 +2,9 @@
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 from verl.utils import tensordict_utils as tu
 
+import maskgrpo_plugin.trainer.losses  # noqa: F401  (registers them)
+from maskgrpo_plugin.config import PolicyLossSettings
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
@@ -23,6 +27,7 @@ from maskgrpo_plugin.workers.engine.passes import (
     take_rows,
     units_per_rank,
 )
+from maskgrpo_plugin.workers.losses import update_loss
 
 MASK, STOP = 25, 2
 SETTINGS = {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 4, "global_batch_size": 4, "temperature": 1.0}
@@ -101,12 +106,13 @@ class Engine(MaskedDiffusionEngine):
 
 
 def policy_loss(model_output, data, dp_group=None):
-    """−Σ A·ℓ̂ over the tokens that count, by verl's mean."""
+    """−Σ A·ℓ̂ over the tokens that count, by verl's mean; two values per token are added."""
     response = [
         row[-len(mask) - 1 : -1]
         for row, mask in zip(model_output["log_probs"].unbind(), data["response_mask"].unbind(), strict=True)
     ]
-    counted = torch.cat(response) * data["response_mask"].values() * data["advantages"].values()
+    values = torch.cat([row if row.dim() == 1 else row.sum(-1) for row in response])
+    counted = values * data["response_mask"].values() * data["advantages"].values()
     return -counted.sum() / max(data["batch_num_tokens"], 1), {}
 
 
@@ -141,14 +147,14 @@ def one_rank(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-def run(model, batch, plan, *, forward_only=False, others=(), update=0, **settings):
+def run(model, batch, plan, *, forward_only=False, others=(), update=0, loss=policy_loss, **settings):
     """One update, or the estimates of all: the engine's recorder, gradients by name, and verl's output."""
     engine = Engine(model, others)
     data = ranks.to_tensordict(
         batch, range(len(batch["prompts"])), estimation=plan.to_plain(), update=update, **(SETTINGS | settings)
     )
     model.zero_grad(set_to_none=True)
-    output = engine.forward_backward_batch(data, None if forward_only else policy_loss, forward_only)
+    output = engine.forward_backward_batch(data, None if forward_only else loss, forward_only)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return engine.module, gradients, output
 
@@ -395,14 +401,40 @@ def test_a_unit_has_the_old_values_of_its_own_draw():
     assert fields["response_mask"].values().sum() == estimator.maskable(rows).sum()
 
 
-@pytest.mark.parametrize("estimator", ["apart", "together"])
-def test_the_gradient_does_not_depend_on_how_draws_lie_in_micro_batches(model, estimator):
-    plan = plan_of("elbo", **APART) if estimator == "apart" else plan_of("elbo", draws=2, complement=True)
+@pytest.mark.parametrize(("estimator", "options"), [
+    ("elbo", APART), ("elbo", {"draws": 2, "complement": True}), ("positions", {"sampled": 4}),
+    ("spg", {"block_length": 4, "draws": 2}),
+])  # fmt: skip
+def test_the_gradient_does_not_depend_on_how_draws_lie_in_micro_batches(model, estimator, options):
+    plan = plan_of(estimator, **options)
     batch = ranks.make_batch(4)
     whole = run(model, batch, plan, micro_batch_size_per_gpu=24)[1]
     assert any(value.any() for value in whole.values())
     for size in (1, 5):
         assert_close(run(model, batch, plan, micro_batch_size_per_gpu=size)[1], whole)
+
+
+@pytest.mark.parametrize(("name", "estimator", "options"), [
+    ("spg", "spg", {"block_length": 4, "draws": 2}), ("reinforce", "positions", {"sampled": 4}),
+    ("bgpo", "elbo", APART), ("reinforce", "diffu_grpo", {}),
+])  # fmt: skip
+def test_verls_loss_takes_scores_without_old_values(model, name, estimator, options):
+    """The ratio is then to the policy itself; SPG's estimates are two values per token."""
+    actor = SimpleNamespace(
+        policy_loss=PolicyLossSettings(loss_mode=name),
+        loss_agg_mode="token-mean",
+        loss_scale_factor=None,
+        use_kl_loss=False,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        clip_ratio_c=3.0,
+        global_batch_info={},
+    )
+    batch, plan, loss = ranks.make_batch(4), plan_of(estimator, **options), partial(update_loss, actor)
+    _, whole, output = run(model, batch, plan, loss=loss, micro_batch_size_per_gpu=24)
+    assert any(value.any() for value in whole.values())
+    assert output["metrics"]["actor/ratio_mean"][0].aggregate() == 1.0
+    assert_close(run(model, batch, plan, loss=loss, micro_batch_size_per_gpu=1)[1], whole)
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
+from verl.utils.torch_functional import masked_mean
 
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number
 from maskgrpo_plugin.registry import ClassRegistry
@@ -129,7 +130,7 @@ class SequenceLoss(ABC):
         log_ratio = scores.log_ratio.detach().unsqueeze(-1)
         metrics = ratio_metrics((scores.new / scores.divisor).detach().unsqueeze(-1), log_ratio, bounded[:, None], rows)
         if scores.reference is not None:
-            metrics["actor/kl_of_scores"] = row_mean(scores.kl().detach(), mask, loss_agg_mode, config).item()
+            metrics["actor/kl_of_scores"] = masked_mean(scores.kl().detach().unsqueeze(-1), rows).item()
         return loss, metrics
 
     def _reference(self, config: Any, mask: Tensor) -> Tensor | None:
@@ -149,7 +150,7 @@ def row_mean(losses: Tensor, mask: Tensor, loss_agg_mode: str, config: Any) -> T
 
 
 def _score(values: Tensor, mask: Tensor) -> Tensor:
-    """(u,) the sum over the counted tokens, in float32 at least: a score is large beside the differences that matter."""
+    """(u,) the sum over the counted tokens, in float32 at least: scores are large beside their differences."""
     return (values.to(torch.promote_types(values.dtype, torch.float32)) * mask).sum(-1)
 
 
