@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from verl.base_config import BaseConfig
 from verl.trainer.config import AlgoConfig
-from verl.workers.config import FSDPActorConfig, HFModelConfig, RolloutConfig
+from verl.workers.config import FSDPActorConfig, HFModelConfig, PolicyLossConfig, RolloutConfig
 
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
@@ -32,8 +32,8 @@ class EstimationConfig(BaseConfig):
     """How importance ratios are estimated.
 
     Attributes:
-        estimator: name of a registered estimator: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, or one
-            of your own.
+        estimator: name of a registered estimator: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, `elbo`,
+            `spg`, `positions`, or one of your own.
         mu: inner updates over the same rollouts, 1 or more; None: the estimator's default.
         canvas: what the model sees after the first end token: `masked`, `full`, `visible` or `trimmed`; see
             `Estimator`.
@@ -319,6 +319,17 @@ class CheckpointConfig(HFModelConfig):
         super().__post_init__()
         self.override_config = given
         override(self.hf_config, mappings)
+
+
+@dataclass
+class PolicyLossSettings(PolicyLossConfig):
+    """verl's policy loss section with the options of the plugin's losses of scores.
+
+    Attributes:
+        options: of the loss `loss_mode` by name, see its class in `maskgrpo_plugin.trainer.losses`.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -30,6 +30,7 @@ LEGACY = {  # sections that verl ships empty and its trainer does not read any m
 }
 UNREAD = ("critic", "distillation", "reward.reward_model.rollout")  # by runs without critic, teacher or reward model
 OPEN = (  # keys of the user's own choice
+    "actor_rollout_ref.actor.policy_loss.options",
     "actor_rollout_ref.model.override_config",
     "actor_rollout_ref.rollout.custom",
     "actor_rollout_ref.rollout.sampler.options",

@@ -27,6 +27,7 @@ from maskgrpo_plugin.rewards.text.config import check_text_reward_config
 from maskgrpo_plugin.schema import check_schema, resolved_section
 from maskgrpo_plugin.trainer.checks import check_algorithm, check_names, check_trainer, check_unsupported
 from maskgrpo_plugin.trainer.folders import check_folders
+from maskgrpo_plugin.trainer.loss_checks import check_loss
 from maskgrpo_plugin.workers.actor_checks import check_actor, check_batches
 from maskgrpo_plugin.workers.checks import check_merge, check_ray, check_strategy, check_workers
 from maskgrpo_plugin.workers.platform import check_device
@@ -77,6 +78,7 @@ CHECKS: tuple[Check, ...] = (
     Check("algorithm.estimation", check_estimation, of_diffusion=True),
     Check("algorithm", check_unsupported, of_diffusion=True),
     Check("algorithm", check_algorithm, of_diffusion=True),
+    Check("actor_rollout_ref.actor.policy_loss", check_loss, of_diffusion=True),
     Check("actor_rollout_ref.actor", check_actor),
     Check("reward", check_workers),
     Check("actor_rollout_ref.model", check_model),

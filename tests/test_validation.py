@@ -53,7 +53,7 @@ def test_the_shipped_configs_pass(tiny_run, name):
         ("algorithm.estimation.gamma=1.0", "algorithm.estimation.gamma"),
         ("algorithm.estimation.gamma=0", "algorithm.estimation.gamma"),
         ("algorithm.estimation.mu=0", "algorithm.estimation.mu"),
-        ("algorithm.estimation.estimator=elbo", "algorithm.estimation.estimator"),
+        ("algorithm.estimation.estimator=elbow", "algorithm.estimation.estimator"),
         ("algorithm.estimation.mask_sharing=all", "algorithm.estimation.mask_sharing"),
         ("+algorithm.estimation.nu=3", "algorithm.estimation.nu"),
         ("algorithm.adv_estimator=unknown", "algorithm.adv_estimator"),

@@ -13,11 +13,13 @@ from source import PACKAGE, ROOT, registered
 
 CONFIGS = ROOT / "configs"
 ROLLOUT = "actor_rollout_ref.rollout"
+POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 BASE, SFT_BASE = "maskgrpo_base", "sft_base"
 # the plugin's dataclasses behind sections of an RL config: title, section, module, class
 SECTIONS = (
     ("Algorithm", "algorithm", f"{PACKAGE}.config", "MaskGRPOAlgoConfig"),
     ("Estimation", "algorithm.estimation", f"{PACKAGE}.config", "EstimationConfig"),
+    ("Policy loss", POLICY_LOSS, f"{PACKAGE}.config", "PolicyLossSettings"),
     ("Rollout", ROLLOUT, f"{PACKAGE}.config", "DiffusionRolloutConfig"),
     ("Sampler", f"{ROLLOUT}.sampler", f"{PACKAGE}.config", "SamplerSettings"),
     ("Images", f"{ROLLOUT}.image", f"{PACKAGE}.config", "ImageSettings"),
@@ -38,7 +40,8 @@ NOT_OF_RL = ("denoising",)  # estimators of supervised training
 # what may be named, by the decorator that adds to it
 NAMES = (
     ("algorithm.estimation.estimator", "register_estimator"),
-    ("actor_rollout_ref.actor.policy_loss.loss_mode", "register_policy_loss"),
+    (f"{POLICY_LOSS}.loss_mode", "register_policy_loss"),
+    (f"`{POLICY_LOSS}.loss_mode`, losses of scores", "register_sequence_loss"),
     (f"{ROLLOUT}.sampler.name", "register_sampler"),
     (f"{ROLLOUT}.sampler.options.parallel", "register_rule"),
     ("trainer.v1.trainer_mode", "register_trainer"),
@@ -78,6 +81,8 @@ def page() -> str:
         shown |= {f"{section}.{each.name}" for each in found}
         if section == "algorithm.estimation":
             parts.append(_options_of_estimators())
+        if section == POLICY_LOSS:
+            parts.append(_options_of_losses())
         if section == f"{ROLLOUT}.sampler":
             parts.append(_options_of_samplers())
     parts += [_names(), _set_by_base(base, shown), _variables()]
@@ -173,6 +178,17 @@ def _options_of_estimators() -> str:
     return "\n".join(parts)
 
 
+def _options_of_losses() -> str:
+    parts = []
+    for name, (module, cls) in registered("register_sequence_loss").items():
+        parts += [
+            f"#### Options of the loss `{name}`\n",
+            f"{declared.head(module)}\n",
+            _options(f"{POLICY_LOSS}.options", declared.settings(module, cls)),
+        ]
+    return "\n".join(parts)
+
+
 def _options_of_samplers() -> str:
     parts = []
     for name, (module, cls) in registered("register_sampler").items():
@@ -209,7 +225,8 @@ def _advantages() -> str:
     meaning = declared.argument(ADVANTAGES, "group_advantages", "normalisation")
     return (
         "`maskgrpo` (`std`, or `center` where `algorithm.norm_adv_by_std_in_grpo` is false), `leave_one_out`, "
-        f"`zscore`, and verl's own that need no critic. {meaning}\n"
+        f"`zscore`, and verl's own that need no critic. {meaning} `wd1` and `justgrpo` are `center` and `std` with the "
+        "weights of these methods within a group.\n"
     )
 
 

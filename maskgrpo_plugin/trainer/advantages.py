@@ -17,9 +17,11 @@ __all__ = [
     "NORMALISATIONS",
     "REWARD_TRANSFORMS",
     "STD_EPSILON",
+    "contrast_weights",
     "group_advantages",
     "maskgrpo_advantage",
     "rank_rewards",
+    "valid_weights",
 ]
 
 STD_EPSILON = 1e-5
@@ -90,11 +92,50 @@ def _normalise(centred: torch.Tensor, normalisation: str) -> torch.Tensor:
     return centred
 
 
-def _outcome_advantage(normalisation: str | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def contrast_weights(advantages: torch.Tensor, groups: np.ndarray) -> torch.Tensor:
+    """wd1's weights (arXiv 2507.08838), G·(softmax(A) − softmax(−A)) over the G members of each group.
+
+    Each softmax times G has the mean 1, so that the mean of −weight·S over a batch is the mean over groups of wd1's
+    Σ (w⁻ − w⁺)·S. Of the advantages 0.5, −0.5 of one group: 0.924, −0.924. Equal rewards give exactly 0.
+
+    Args:
+        advantages: (B,) rewards less a number of their group's.
+        groups: (B,) group names; members need not be adjacent.
+    """
+    return _by_group(advantages, groups, lambda a: len(a) * (a.softmax(0) - (-a).softmax(0)))
+
+
+def valid_weights(advantages: torch.Tensor, groups: np.ndarray) -> torch.Tensor:
+    """JustGRPO's advantages (arXiv 2601.15165), A·G/(v + 1e-5) with v the group's members whose A is not 0.
+
+    The mean over a batch is then the mean over groups of Σ A/v, as if the others had not been sampled.
+
+    Args:
+        advantages: (B,).
+        groups: (B,) group names; members need not be adjacent.
+    """
+    return _by_group(advantages, groups, lambda a: a * len(a) / ((a != 0).sum() + 1e-5))
+
+
+def _by_group(
+    values: torch.Tensor, groups: np.ndarray, function: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """(B,) what a function makes of the members of each group."""
+    found = torch.empty_like(values)
+    for name in dict.fromkeys(groups.tolist()):
+        members = torch.as_tensor(np.flatnonzero(groups == name), device=values.device)
+        found[members] = function(values[members])
+    return found
+
+
+def _outcome_advantage(
+    normalisation: str | None, weigh: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """An advantage estimator of verl: the outcome reward's group advantage on every response token.
 
     Args:
         normalisation: see `group_advantages`; None: `std`, or `center` under `norm_adv_by_std_in_grpo=false`.
+        weigh: a function of advantages and groups that replaces them; None for none.
     """
 
     def estimate(
@@ -113,6 +154,8 @@ def _outcome_advantage(normalisation: str | None) -> Callable[..., tuple[torch.T
                 normalisation=normalisation or by_std,
                 reward_transform=get("reward_transform", "none"),
             )
+            if weigh is not None:
+                advantages = weigh(advantages, np.asarray(index))
             advantages = advantages.unsqueeze(-1) * response_mask
         return advantages, advantages
 
@@ -135,6 +178,8 @@ ADVANTAGES = {
     "maskgrpo": maskgrpo_advantage,
     "leave_one_out": _outcome_advantage("leave_one_out"),
     "zscore": _outcome_advantage("zscore"),
+    "wd1": _outcome_advantage("center", contrast_weights),
+    "justgrpo": _outcome_advantage("std", valid_weights),
 }
 
 

@@ -33,6 +33,7 @@ from maskgrpo_plugin.trainer.checkpoints import (
     whole_checkpoints,
 )
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
+from maskgrpo_plugin.trainer.losses import compares_with_old
 from maskgrpo_plugin.trainer.sample_dumps import DumpingTrainer
 from maskgrpo_plugin.workers.rollout import ROLLOUTS
 from maskgrpo_plugin.workers.scoring import Canvases, Scores, first_pass
@@ -66,6 +67,8 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
         if self.is_diffusion:
             self.estimation = omega_conf_to_dataclass(config.algorithm.estimation)
             self.estimator = self.estimation.build()
+            loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+            self.uses_old = self.estimator.uses_old and compares_with_old(loss)
 
     def _build_replay_buffer(self) -> Any:
         settings = self.config.trainer.v1.get(self.config.trainer.v1.trainer_mode) or {}
@@ -108,8 +111,8 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
         return [int(i) for i in data["index"]], [int(i) for i in data["session_id"]]
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Make the step's plan, and write `mask_key` and, where the estimator compares with the policy that sampled,
-        `old_log_probs`: its estimates for every update.
+        """Make the step's plan, and write `mask_key` and, where estimator and loss compare with the policy that
+        sampled, `old_log_probs`: its estimates for every update.
         """
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
@@ -123,7 +126,7 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
         for update in range(self.estimator.updates):
             for name, value in self.estimator.metrics(update).items():
                 metrics[f"actor/level_{update + 1}/{name}"] = value
-        if not self.estimator.uses_old:
+        if not self.uses_old:
             return batch
         self._attach_plan(batch)
         batch.extra_info.update({"calculate_entropy": False, "compute_loss": False})
@@ -220,7 +223,7 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         if self.estimation is not None:
             reference = ["ref_log_prob"] if self.use_reference_policy else []
-            old = ["old_log_probs"] if self.estimator.uses_old else []
+            old = ["old_log_probs"] if self.uses_old else []
             self._attach_plan(batch, "advantages", *old, *reference)
         batch = super()._update_actor(batch, metrics)
         batch.fields = None

@@ -1,6 +1,7 @@
 """Ray workers of actor, reference and rollout: verl's own, with the plan's μ updates and a CPU process group."""
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from maskgrpo_plugin.workers import engine as _engines  # noqa: F401  (importing registers the engines)
+from maskgrpo_plugin.workers.losses import update_loss
 from maskgrpo_plugin.workers.scoring import Canvases, Scores, score_canvases
 
 UPDATES = "updates"
@@ -74,6 +76,13 @@ class MaskGRPOWorker(ActorRolloutRefWorker):
         if get_device_name() == "cpu":
             initialize_global_process_group_ray(backend="gloo")
         super().__init__(*args, **kwargs)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """verl's, with the plugin's loss of an update."""
+        super().init_model()
+        if "actor" in self.role:
+            self.actor.set_loss_fn(partial(update_loss, config=self.loss_fn.keywords["config"]))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def sync_reference(self) -> None:

@@ -1,114 +1,31 @@
 """Estimators and losses against figures of the published code, on its own masks (README of the golden folder)."""
 
-import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from golden_files import GOLDEN_DIR, missing
+from golden_estimators import (
+    CLOSE,
+    FOLDER,
+    MARKS,
+    StandIn,
+    actor,
+    assert_loss_and_gradient,
+    estimates,
+    prefixes,
+)
 from safetensors.torch import load_file
 from verl.trainer.ppo.core_algos import agg_loss
 
-from maskgrpo_plugin.diffusion.estimators import Pass, Rows, build_estimator, make_pass
+from maskgrpo_plugin.diffusion.estimators import Pass, build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.coupled import coupled_passes
 from maskgrpo_plugin.trainer.advantages import group_advantages
 from maskgrpo_plugin.trainer.losses.maskgrpo import maskgrpo_loss
 from maskgrpo_plugin.trainer.losses.tracerl import tracerl_block_loss, tracerl_loss
 
-FOLDER = GOLDEN_DIR / "estimators"
-pytestmark = [
-    pytest.mark.golden,
-    pytest.mark.skipif(missing("estimators") is not None, reason=str(missing("estimators"))),
-]
-CLOSE = {"atol": 1e-9, "rtol": 1e-9}
-
-
-def prefixes(file, pattern):
-    """The distinct groups of `pattern` among the keys of a method's file, as parameters of a test."""
-    name = f"{file}.safetensors"
-    if reason := missing("estimators", name):
-        return [pytest.param("", marks=pytest.mark.skip(reason=reason), id="absent")]
-    found = {match.group(0) for key in load_file(FOLDER / name) if (match := re.match(pattern, key))}
-    if not found:
-        raise ValueError(f"{FOLDER / name} holds no key like {pattern}")
-    return sorted(found)
-
-
-@pytest.fixture(scope="module")
-def meta():
-    return json.loads((FOLDER / "meta.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return load_file(FOLDER / "batch.safetensors")
-
-
-@pytest.fixture(scope="module")
-def rows(batch, meta):
-    response = ~batch["prompt_mask"].bool()
-    return Rows(
-        tokens=batch["tokens"].long(),
-        response=response,
-        prompt=~response,
-        attended=torch.ones_like(response),
-        keys=torch.arange(len(response)),
-        mask_token_id=meta["batch"]["mask_token_id"],
-        stop_token_ids=(meta["batch"]["end_token_id"],),
-        reveal_step=batch["reveal_step"].long(),
-    )
-
-
-class StandIn:
-    """The README's stand-in model, with one of its parameter sets."""
-
-    def __init__(self, name):
-        stored = load_file(FOLDER / "model.safetensors")
-        self.w = {key.removeprefix(f"{name}."): value for key, value in stored.items() if key.startswith(f"{name}.")}
-        if name == "new":
-            for value in self.w.values():
-                value.requires_grad_()
-
-    def logits(self, canvas, attention=1.0, positions=None):
-        """Logits at every position, (B, L, V); rows of `attention` (L, L) look at columns."""
-        w = self.w
-        positions = torch.arange(canvas.shape[1]).expand(canvas.shape) if positions is None else positions
-        e = w["E"][canvas]
-        mixed = w["M"][positions[:, :, None], positions[:, None, :]] * attention
-        return torch.tanh((e + mixed @ e + w["P"][positions]) @ w["W1"].T) @ w["W2"].T
-
-    def log_probs(self, canvas, tokens):
-        """Log-probability of the true token at every position, (B, L)."""
-        return self.logits(canvas).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-@pytest.fixture
-def models():
-    return {name: StandIn(name) for name in ("new", "old", "ref")}
-
-
-def actor(settings, counted):
-    """What verl gives a loss, for a batch that is the whole global batch."""
-    info = {"dp_size": 1, "batch_num_tokens": int(counted.sum()), "global_batch_size": int(counted.any(-1).sum())}
-    epsilon = settings["epsilon"]
-    return SimpleNamespace(
-        clip_ratio=epsilon,
-        clip_ratio_low=epsilon,
-        clip_ratio_high=epsilon,
-        kl_loss_coef=settings["beta"],
-        global_batch_info=info | {"loss_scale_factor": None},
-    )
-
-
-def estimates(models, rows, passes, fold):
-    found = {}
-    for name, model in models.items():
-        with torch.set_grad_enabled(name == "new"):
-            found[name] = fold(passes, [model.log_probs(one.noisy, rows.tokens) for one in passes])
-    return found
+pytestmark = MARKS
 
 
 def token_mean_loss(found, advantages, counted, settings):
@@ -129,13 +46,6 @@ def assert_log_probs(found, stored, prefix, counted):
         skipped = got.shape[1] - expected.shape[1]
         kept = counted[:, skipped:]
         torch.testing.assert_close(got.detach()[:, skipped:][kept], expected[kept], **CLOSE)
-
-
-def assert_loss_and_gradient(loss, stored, prefix, models):
-    torch.testing.assert_close(loss, stored[f"{prefix}loss"], **CLOSE)
-    loss.backward()
-    for name, value in models["new"].w.items():
-        torch.testing.assert_close(value.grad, stored[f"{prefix}grad.{name}"], **CLOSE)
 
 
 def test_the_stand_in_is_the_readmes(batch):

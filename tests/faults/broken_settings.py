@@ -162,6 +162,16 @@ actor_rollout_ref.actor.policy_loss.loss_mode=bypass_mode
 actor_rollout_ref.actor.policy_loss.loss_mode=dppo_kl
 actor_rollout_ref.actor.policy_loss.loss_mode=dro => actor_rollout_ref.actor.policy_loss.dro_beta
 actor_rollout_ref.actor.policy_loss=maskgrpo
+actor_rollout_ref.actor.policy_loss.options.divisor=none
+actor_rollout_ref.actor.policy_loss.options=none
+method=espo actor_rollout_ref.actor.policy_loss.options.nope=1
+method=espo actor_rollout_ref.actor.policy_loss.options.divisor=tokens
+method=espo actor_rollout_ref.actor.policy_loss.loss_mode=bgpo => actor_rollout_ref.actor.use_kl_loss
+method=espo actor_rollout_ref.actor.kl_loss_type=low_var_kl
+method=bgpo actor_rollout_ref.actor.policy_loss.options.length=null
+method=gdsd actor_rollout_ref.actor.policy_loss.options.psi=0
+method=spg actor_rollout_ref.actor.use_kl_loss=true
+method=spg actor_rollout_ref.actor.policy_loss.options.bound=eubo
 actor_rollout_ref.actor.ulysses_sequence_parallel_size=2
 actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2
 actor_rollout_ref.ref.ulysses_sequence_parallel_size=2
@@ -313,6 +323,10 @@ algorithm.estimation.options.level_cap=0
 algorithm.estimation.options.nope=1
 algorithm.estimation.options=none
 algorithm.estimation.estimator=diffu_grpo algorithm.estimation.options.gamma=0.7
+algorithm.estimation.estimator=elbo => actor_rollout_ref.actor.policy_loss.loss_mode
+method=gdpo algorithm.estimation.options.nodes=gauss-9
+method=gdpo algorithm.estimation.options.complement=true
+method=justgrpo algorithm.estimation.options.sampled=0
 algorithm.estimation.estimator=coupled actor_rollout_ref.actor.use_kl_loss=true algorithm.estimation.options.nope=1
 +algorithm.estimation.nu=3
 algorithm.adv_estimator=unknown

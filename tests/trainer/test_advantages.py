@@ -1,8 +1,11 @@
 """Group advantages against the formula, and the rank reward's treatment of ties."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
 from maskgrpo_plugin.trainer.advantages import group_advantages, maskgrpo_advantage, rank_rewards
 
@@ -47,3 +50,34 @@ def test_the_outcome_reaches_every_response_token():
     assert (advantages[0] > 0).all()
     assert (advantages[1, :2] < 0).all()
     assert advantages[1, 2] == 0
+
+
+GROUPS = np.array(["a", "b", "a", "b", "a", "b", "c", "c"], dtype=object)
+REWARDS = torch.tensor([1.0, 0.0, 0.0, 5.0, 0.5, 1.0, 2.0, 2.0], dtype=torch.float64)
+
+
+def advantage_of(name, rewards, groups):
+    mask = torch.ones(len(rewards), 2)
+    token_rewards = torch.zeros(len(rewards), 2, dtype=torch.float64)
+    token_rewards[:, 1] = rewards
+    return get_adv_estimator_fn(name)(token_rewards, mask, groups)[0][:, 0]
+
+
+def test_wd1_contrasts_within_each_group_wherever_its_members_lie():
+    got = advantage_of("wd1", REWARDS, GROUPS)
+    for name in "ab":
+        members = np.flatnonzero(GROUPS == name)
+        up = [math.exp(REWARDS[n]) for n in members]
+        down = [math.exp(-REWARDS[n]) for n in members]
+        expected = [3 * (u / sum(up) - d / sum(down)) for u, d in zip(up, down, strict=True)]
+        assert got[members].tolist() == pytest.approx(expected, rel=1e-12)
+    assert got[6:].tolist() == [0.0, 0.0]
+
+
+def test_justgrpo_divides_by_the_members_that_have_an_advantage():
+    plain = group_advantages(REWARDS, GROUPS)
+    got = advantage_of("justgrpo", REWARDS, GROUPS)
+    assert plain[4] == 0
+    assert got[[0, 2, 4]].tolist() == pytest.approx((plain[[0, 2, 4]] * 3 / 2).tolist(), rel=1e-4)
+    assert got[[1, 3, 5]].tolist() == pytest.approx(plain[[1, 3, 5]].tolist(), rel=1e-4)
+    assert got[6:].tolist() == [0.0, 0.0]

@@ -2,7 +2,9 @@
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 from verl.utils import tensordict_utils as tu
 
+import maskgrpo_plugin.trainer.losses  # noqa: F401  (registers them)
+from maskgrpo_plugin.config import PolicyLossSettings
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
@@ -20,10 +24,11 @@ from maskgrpo_plugin.workers.engine.passes import (
     make_line,
     make_units,
     rows_of,
-    scoring_passes,
+    scoring_units,
     take_rows,
     units_per_rank,
 )
+from maskgrpo_plugin.workers.losses import update_loss
 
 MASK, STOP = 25, 2
 SETTINGS = {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 4, "global_batch_size": 4, "temperature": 1.0}
@@ -102,12 +107,13 @@ class Engine(MaskedDiffusionEngine):
 
 
 def policy_loss(model_output, data, dp_group=None):
-    """−Σ A·ℓ̂ over the tokens that count, by verl's mean."""
+    """−Σ A·ℓ̂ over the tokens that count, by verl's mean; two values per token are added."""
     response = [
         row[-len(mask) - 1 : -1]
         for row, mask in zip(model_output["log_probs"].unbind(), data["response_mask"].unbind(), strict=True)
     ]
-    counted = torch.cat(response) * data["response_mask"].values() * data["advantages"].values()
+    values = torch.cat([row if row.dim() == 1 else row.sum(-1) for row in response])
+    counted = values * data["response_mask"].values() * data["advantages"].values()
     return -counted.sum() / max(data["batch_num_tokens"], 1), {}
 
 
@@ -142,14 +148,14 @@ def one_rank(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-def run(model, batch, plan, *, forward_only=False, others=(), update=0, **settings):
+def run(model, batch, plan, *, forward_only=False, others=(), update=0, loss=policy_loss, **settings):
     """One update, or the estimates of all: the engine's recorder, gradients by name, and verl's output."""
     engine = Engine(model, others)
     data = ranks.to_tensordict(
         batch, range(len(batch["prompts"])), estimation=plan.to_plain(), update=update, **(SETTINGS | settings)
     )
     model.zero_grad(set_to_none=True)
-    output = engine.forward_backward_batch(data, None if forward_only else policy_loss, forward_only)
+    output = engine.forward_backward_batch(data, None if forward_only else loss, forward_only)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return engine.module, gradients, output
 
@@ -190,8 +196,9 @@ def test_rows_of_jagged_tensors_are_taken_in_any_order_and_know_their_longest():
 def test_a_unit_is_one_pass_that_scores_something():
     batch = trajectory_batch(2, 4)
     batch["reveal_step"] = [[0, 1, 1, 0], [0, 0, 0, 0]]
-    _, passes, units = units_of(batch, plan_of("trajectory", shrink=1), split=True, count=4)
-    assert scoring_passes(passes) == units.scoring == 3 and len(units) == 4 and units.width == 1
+    plan = plan_of("trajectory", shrink=1)
+    _, passes, units = units_of(batch, plan, split=True, count=4)
+    assert scoring_units(passes, plan.build()) == units.scoring == 3 and len(units) == 4 and units.width == 1
     assert units.row.tolist() == [0, 0, 1, 0] and units.number.tolist() == [0, 1, 0, 0]
     start = len(batch["prompts"][0])
     counted = units.counted_of(torch.arange(4))
@@ -364,6 +371,82 @@ def test_estimates_of_the_engine_are_those_of_each_row_alone(model, estimator, s
                 list(log_probs),
             )
             torch.testing.assert_close(values[:-1, update], expected[1:], atol=1e-5, rtol=0)
+
+
+APART = {"draws": 3, "complement": True, "weighting": "none", "apart": True, "mu": 2}
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_estimates_that_stand_for_themselves_are_kept_by_draw(model, size):
+    batch, plan = ranks.make_batch(3), plan_of("elbo", **APART)
+    seen, _, output = run(model, batch, plan, forward_only=True, micro_batch_size_per_gpu=size)
+    assert max(map(len, seen.lengths)) <= max(size, 2)
+    got = [row[:-1] for row in output["model_output"]["log_probs"].unbind()]
+    alone = plan.build()
+    for update in range(2):
+        rows, passes, _ = units_of(batch, plan, update=update)
+        for row, values in enumerate(got):
+            length = int(rows.attended[row].sum())
+            with torch.no_grad():
+                scores = model(torch.stack([p.noisy[row, :length] for p in passes])).logits.log_softmax(-1)
+            true = rows.tokens[row, :length].expand(len(passes), -1).unsqueeze(-1)
+            log_probs = scores.gather(-1, true).squeeze(-1)
+            for draw in range(3):
+                pair = slice(2 * draw, 2 * draw + 2)
+                own = [replace(p, scored=p.scored[row, :length], weight=p.weight[row, :length]) for p in passes[pair]]
+                expected = alone.fold(own, list(log_probs[pair]))
+                torch.testing.assert_close(values[:, 3 * update + draw], expected[1:], atol=1e-5, rtol=0)
+
+
+def test_a_unit_has_the_old_values_of_its_own_draw():
+    batch, plan = ranks.make_batch(2), plan_of("elbo", **APART)
+    estimator, data = plan.build(), ranks.to_tensordict(batch, range(2))
+    values = torch.arange(16 * 6.0).view(16, 6)
+    data["old_log_probs"] = torch.nested.nested_tensor_from_jagged(values, data["responses"].offsets())
+    rows = rows_of(data, plan, estimator, MASK)
+    passes = estimator.passes(rows, seed=7, step=3, update=1)
+    units = make_units(data, rows, passes, estimator, 1, split=True, count=7)
+    assert (units.scoring, units.width, scoring_units(passes, estimator)) == (6, 2, 6)
+    assert units.row.tolist()[:6] == [0, 0, 0, 1, 1, 1] and units.number.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    fields = units.fields(torch.tensor([5, 1]))
+    assert torch.equal(fields["old_log_probs"].values(), torch.cat([values[8:, 5], values[:8, 4]]))
+    assert fields["response_mask"].values().sum() == estimator.maskable(rows).sum()
+
+
+@pytest.mark.parametrize(("estimator", "options"), [
+    ("elbo", APART), ("elbo", {"draws": 2, "complement": True}), ("positions", {"sampled": 4}),
+    ("spg", {"block_length": 4, "draws": 2}),
+])  # fmt: skip
+def test_the_gradient_does_not_depend_on_how_draws_lie_in_micro_batches(model, estimator, options):
+    plan = plan_of(estimator, **options)
+    batch = ranks.make_batch(4)
+    whole = run(model, batch, plan, micro_batch_size_per_gpu=24)[1]
+    assert any(value.any() for value in whole.values())
+    for size in (1, 5):
+        assert_close(run(model, batch, plan, micro_batch_size_per_gpu=size)[1], whole)
+
+
+@pytest.mark.parametrize(("name", "estimator", "options"), [
+    ("spg", "spg", {"block_length": 4, "draws": 2}), ("reinforce", "positions", {"sampled": 4}),
+    ("bgpo", "elbo", APART), ("reinforce", "diffu_grpo", {}),
+])  # fmt: skip
+def test_verls_loss_takes_scores_without_old_values(model, name, estimator, options):
+    """The ratio is then to the policy itself; SPG's estimates are two values per token."""
+    actor = SimpleNamespace(
+        policy_loss=PolicyLossSettings(loss_mode=name),
+        loss_agg_mode="token-mean",
+        loss_scale_factor=None,
+        use_kl_loss=False,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        clip_ratio_c=3.0,
+        global_batch_info={},
+    )
+    batch, plan, loss = ranks.make_batch(4), plan_of(estimator, **options), partial(update_loss, actor)
+    _, whole, output = run(model, batch, plan, loss=loss, micro_batch_size_per_gpu=24)
+    assert any(value.any() for value in whole.values())
+    assert output["metrics"]["actor/ratio_mean"][0].aggregate() == 1.0
+    assert_close(run(model, batch, plan, loss=loss, micro_batch_size_per_gpu=1)[1], whole)
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])

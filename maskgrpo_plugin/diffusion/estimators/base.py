@@ -112,6 +112,9 @@ class Estimator(ABC):
         uses_old, uses_reference: whether the loss compares with the old and with the reference policy at all.
         separable: no token has a part in two passes, so that the passes of a row may lie in different micro-batches.
         varies: the passes differ from update to update; where they do not, old and reference policy are asked once.
+        score: what the loss makes of ℓ̂: `token`, a ratio per token; `sequence`, their sum over the counted tokens is
+            one score, such as an evidence bound; `samples`, that sum estimates a sum of log-probabilities, good for a
+            gradient and not for a ratio; `bounds`, ℓ̂ is (B, L, 2), a lower and an upper bound.
 
     Raises:
         OptionError: a value that cannot work.
@@ -126,6 +129,7 @@ class Estimator(ABC):
     uses_reference: ClassVar[bool] = True
     separable: ClassVar[bool] = True
     varies: ClassVar[bool] = True
+    score: ClassVar[str] = "token"
 
     def __post_init__(self) -> None:
         check_number("mu", self.mu, 1, whole=True)
@@ -135,6 +139,22 @@ class Estimator(ABC):
     def updates(self) -> int:
         """μ, inner updates over the same rollouts."""
         return self.mu
+
+    @property
+    def estimates(self) -> int:
+        """Estimates per update that stand each for itself, with a ratio and a row of the loss of its own.
+
+        With n of them the passes are n runs of equal length, one estimate each; a token may have a part in several.
+        """
+        return 1
+
+    def parts(self, passes: int) -> int:
+        """How many runs of equal length the passes of a completion, `passes` in number, may be divided into: those of
+        different runs may lie in different micro-batches.
+        """
+        if self.estimates > 1:
+            return self.estimates
+        return passes if self.separable else 1
 
     @property
     def target_smoothing(self) -> float:
@@ -164,7 +184,7 @@ class Estimator(ABC):
             log_probs: for each pass (B, L), log-probabilities where it scores, anything elsewhere.
 
         Returns:
-            (B, L), 0 where no pass scores.
+            (B, L), 0 where no pass scores; (B, L, 2) where the score is `bounds`.
         """
         terms = [torch.where(p.scored, p.weight.to(x.dtype) * x, 0.0) for p, x in zip(passes, log_probs, strict=True)]
         return torch.stack(terms).sum(0)
@@ -202,7 +222,8 @@ def build_estimator(name: str, **options: Any) -> Estimator:
     """Build an estimator.
 
     Args:
-        name: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, or one that a module of yours registered.
+        name: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, `elbo`, `spg`, `positions`, or one that a
+            module of yours registered.
         **options: the estimator's fields; see its class.
 
     Raises:

@@ -8,13 +8,21 @@ from pkgutil import iter_modules
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
 from maskgrpo_plugin.registry import Registered
+from maskgrpo_plugin.trainer.losses.sequence import LOSSES
 
 _verls_own = set(POLICY_LOSS_REGISTRY)
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
+
+PACKAGED = frozenset(POLICY_LOSS_REGISTRY)  # verl's losses and the plugin's; what is registered later is a user's own
 
 REGISTERS = tuple(
     Registered(f"loss {name}", partial(contains, POLICY_LOSS_REGISTRY, name))
     for name in POLICY_LOSS_REGISTRY
     if name not in _verls_own
 )
+
+
+def compares_with_old(name: str) -> bool:
+    """Whether the policy loss of that name compares with the policy before the first update."""
+    return name not in LOSSES or LOSSES[name].uses_old

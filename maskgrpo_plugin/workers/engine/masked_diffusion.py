@@ -30,7 +30,7 @@ from maskgrpo_plugin.workers.engine.passes import (
     make_line,
     make_units,
     rows_of,
-    scoring_passes,
+    scoring_units,
     units_per_rank,
 )
 
@@ -41,7 +41,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
 
     The batch carries the step's plan (non-tensor `estimation`) and each row's `mask_key`. `infer_batch` returns the
     estimates ℓ̂ of every update in one call, `log_probs` jagged (B, j, μ), or (B, j, 1) where the passes are the same in
-    every update; `train_batch` takes the update's index from the non-tensor `update`. Values lie where verl's
+    every update; with n estimates per update that stand each for itself, (B, j, μ·n) or (B, j, n). `train_batch` takes
+    the update's index from the non-tensor `update`. Values lie where verl's
     autoregressive engine puts them (the value of the token at position n is at n − 1), so that verl's losses and
     trainer code read them unchanged.
     """
@@ -105,7 +106,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         merged = outputs[0]
         merged["model_output"] = {
             key: torch.nested.nested_tensor_from_jagged(
-                torch.stack([output["model_output"][key] for output in outputs], dim=-1), data["input_ids"].offsets()
+                torch.cat([output["model_output"][key] for output in outputs], dim=-1), data["input_ids"].offsets()
             )
             for key in outputs[0]["model_output"]
         }
@@ -118,10 +119,10 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         size; and the units.
         """
         passes = estimator.passes(rows, seed=plan.seed, step=plan.step, update=update)
-        numbers = self._of_ranks(len(passes), rows.tokens.shape[1], len(rows.tokens), scoring_passes(passes))
+        numbers = self._of_ranks(len(passes), rows.tokens.shape[1], len(rows.tokens), scoring_units(passes, estimator))
         most, longest, *_ = numbers.amax(0).tolist()
-        split = estimator.separable and most > 1
-        width, size = (1 if split else most), 1
+        parts = estimator.parts(most)
+        split, width, size = parts > 1, most // parts, 1
         changed: dict[str, Any] = {}
         if tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True):
             copies = 1 if plan.block_length is None else 2
@@ -155,16 +156,20 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         update: int,
         loss_function: Callable | None,
     ) -> dict[str, Any]:
-        """One update without gradients; the units' values are added up to those of their rows, (Σ j,) by name."""
+        """One update without gradients; the units' values are added up to those of their rows' estimates, by name
+        (Σ j, estimates).
+        """
         batch, units = self._units(data, rows, plan, estimator, update)
         output = super().forward_backward_batch(batch, loss_function, True)
         inside = rows.attended[units.row]
+        place = units.row * estimator.estimates + units.estimate_of(torch.arange(len(units)))
         model_output = {}
         for name, values in output["model_output"].items():
             by_unit = torch.zeros(inside.shape, dtype=values.dtype)
             by_unit[inside] = values.values().cpu()
-            by_row = torch.zeros(rows.tokens.shape, dtype=values.dtype).index_add_(0, units.row, by_unit)
-            model_output[name] = by_row[rows.attended]
+            added = torch.zeros(len(rows.tokens) * estimator.estimates, inside.shape[1], dtype=values.dtype)
+            added.index_add_(0, place, by_unit)
+            model_output[name] = added.unflatten(0, (-1, estimator.estimates)).transpose(1, 2)[rows.attended]
         output["model_output"] = model_output
         return output
 
@@ -227,7 +232,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
         if with_entropy:
             folded["entropy"] = in_place(output.entropy).sum(1) / scored.sum(1).clamp(min=1)
         return {
-            name: torch.nested.nested_tensor_from_jagged(values.flatten()[packed].roll(-1), offsets)
+            name: torch.nested.nested_tensor_from_jagged(values.flatten(0, 1)[packed].roll(-1, 0), offsets)
             for name, values in folded.items()
         }
 

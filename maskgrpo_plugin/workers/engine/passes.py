@@ -1,8 +1,9 @@
 """From a jagged batch of verl to the forward passes of an estimator, and back.
 
 A *unit* is what a micro-batch may hold by itself: one pass of a completion where the estimator is separable and has
-several, else all passes of a completion. verl divides numbers of units into micro-batches; what the units hold stays on
-the host until a micro-batch gathers its own, so that every length and index is known without asking the device.
+several, the passes of one of its estimates where each stands for itself, else all passes of a completion. verl divides
+numbers of units into micro-batches; what the units hold stays on the host until a micro-batch gathers its own, so that
+every length and index is known without asking the device.
 """
 
 from collections.abc import Sequence
@@ -59,16 +60,18 @@ class Units:
     four units: row [0, 0, 1, 0], number [0, 1, 0, 0], scoring 3.
 
     Attributes:
-        data: the jagged batch, with the old and reference log-probabilities of this update.
+        data: the jagged batch, with the old and reference log-probabilities of this update, (B, r, estimates).
         rows: its B completions.
         attended: (B, L) bool, what the passes' lines hold.
         maskable: (B,) tokens that might have been masked.
         counted: (B, L) bool, tokens that the loss counts.
         noisy, scored, weight: (B, N, L) of the N passes.
         row: (U,) int64, each unit's completion.
-        number: (U,) int64, each unit's pass; None where a unit is all N passes of its completion.
+        number: (U,) int64, each unit's part of the passes; None where a unit is all N passes of its completion.
         scoring: number of units at the beginning that are real; those after them score nothing.
         separable: the estimator's.
+        parts: equal runs that the passes of a completion are divided into.
+        estimates: the estimator's.
     """
 
     data: TensorDict
@@ -83,6 +86,8 @@ class Units:
     number: Tensor | None
     scoring: int
     separable: bool
+    parts: int = 1
+    estimates: int = 1
 
     def __len__(self) -> int:
         return len(self.row)
@@ -90,12 +95,12 @@ class Units:
     @property
     def width(self) -> int:
         """Passes per unit."""
-        return self.noisy.shape[1] if self.number is None else 1
+        return self.noisy.shape[1] // self.parts
 
     def of(self, passes: Tensor, chosen: Tensor) -> Tensor:
         """Values (B, N, L) of the passes, of the chosen units (u,) alone; (u, passes, L)."""
         row = self.row[chosen]
-        return passes[row] if self.number is None else passes[row, self.number[chosen]].unsqueeze(1)
+        return passes[row] if self.number is None else _runs(passes, self.parts)[row, self.number[chosen]]
 
     def scored_of(self, chosen: Tensor) -> Tensor:
         """(u, passes, L) bool, whose log-probability is asked for."""
@@ -105,6 +110,12 @@ class Units:
         """(u, L) bool, the tokens that the loss counts in each of the chosen units."""
         counted = self.counted[self.row[chosen]] & (chosen < self.scoring).unsqueeze(1)
         return counted & self.scored_of(chosen)[:, 0] if self.separable else counted
+
+    def estimate_of(self, chosen: Tensor) -> Tensor:
+        """(u,) int64, which of its completion's estimates each of the chosen units has a part in."""
+        if self.number is None or self.estimates == 1:
+            return torch.zeros_like(chosen)
+        return self.number[chosen]
 
     def to_batch(self) -> TensorDict:
         """The batch that verl divides into micro-batches: `unit` (U,) the units' numbers, `input_ids` and
@@ -130,14 +141,18 @@ class Units:
             for key, value in self.data.items()
             if not _is_setting(value)
         }
+        for key in PER_UPDATE:
+            if key in found and found[key].dim() == 3:
+                found[key] = _column(found[key], self.estimate_of(chosen))
         written = (self.rows.attended & ~self.rows.prompt)[row]
         in_loss = _jagged(self.counted_of(chosen)[written], written.sum(-1))
         return found | {"loss_mask": in_loss, "response_mask": in_loss}
 
 
-def scoring_passes(passes: Sequence[Pass]) -> int:
-    """How many pairs of a completion and a pass score a token."""
-    return sum(int(p.scored.any(-1).sum()) for p in passes)
+def scoring_units(passes: Sequence[Pass], estimator: Estimator) -> int:
+    """How many pairs of a completion and a part of its passes score a token."""
+    scored = torch.stack([p.scored.any(-1) for p in passes], dim=1)
+    return int(_runs(scored, estimator.parts(len(passes))).any(-1).sum())
 
 
 def units_per_rank(units: Sequence[int], size: int) -> int:
@@ -160,25 +175,26 @@ def make_units(
     """Divide the passes of a batch into units.
 
     Args:
-        data: the jagged batch of `rows`; old and reference log-probabilities as (B, r, updates).
+        data: the jagged batch of `rows`; old and reference log-probabilities as (B, r, updates·estimates).
         rows, passes: of one update.
         estimator: that made the passes.
         update: index of the inner update.
-        split: one unit per pass of a completion, without those that score nothing; else one per completion.
+        split: one unit per part of a completion's passes, without those that score nothing; else one per completion.
         count: number of units to fill up to, with copies of the shortest that score nothing.
     """
     noisy, scored, weight = (
         torch.stack([getattr(p, name) for p in passes], dim=1) for name in ("noisy", "scored", "weight")
     )
-    number = None
+    number, parts = None, 1
     row = torch.arange(len(rows.tokens))
     if split:
-        row, number = scored.any(-1).nonzero(as_tuple=True)
+        parts = estimator.parts(len(passes))
+        row, number = _runs(scored.any(-1), parts).any(-1).nonzero(as_tuple=True)
     scoring, attended = len(row), estimator.attended(rows)
     if (missing := count - scoring) > 0:
         row = torch.cat([row, rows.attended.sum(-1).argmin().expand(missing)])
         number = None if number is None else pad(number, (0, missing))
-    kept = _at_update(data, update).exclude("mask_key", *_read_fields(data, estimator))
+    kept = _at_update(data, update, estimator.estimates).exclude("mask_key", *_read_fields(data, estimator))
     return Units(
         data=kept,
         rows=rows,
@@ -192,6 +208,8 @@ def make_units(
         number=number,
         scoring=scoring,
         separable=estimator.separable,
+        parts=parts,
+        estimates=estimator.estimates,
     )
 
 
@@ -295,15 +313,27 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, NonTensorData)
 
 
-def _at_update(data: TensorDict, update: int) -> TensorDict:
-    """Shallow copy with the old and reference log-probabilities of one update, jagged (B, r)."""
+def _at_update(data: TensorDict, update: int, estimates: int) -> TensorDict:
+    """Shallow copy with the old and reference log-probabilities of one update, jagged (B, r, estimates)."""
     data = data.clone(recurse=False)
     for key in PER_UPDATE:
         if key in data.keys() and data[key].dim() == 3:
-            values = data[key].values()
-            column = min(update, values.shape[-1] - 1)
-            data[key] = torch.nested.nested_tensor_from_jagged(values[..., column], data[key].offsets())
+            values = data[key].values().unflatten(-1, (-1, estimates))
+            at_update = values[:, min(update, values.shape[1] - 1)]
+            data[key] = torch.nested.nested_tensor_from_jagged(at_update, data[key].offsets())
     return data
+
+
+def _column(jagged: Any, column: Tensor) -> Tensor:
+    """One column (u,) of each row of (u, j, k), jagged (u, j)."""
+    lengths = jagged.offsets().diff()
+    at = column.repeat_interleave(lengths).unsqueeze(1)
+    return _jagged(jagged.values().gather(1, at).squeeze(1), lengths)
+
+
+def _runs(passes: Tensor, parts: int) -> Tensor:
+    """(B, N, …) of N passes as (B, parts, N/parts, …)."""
+    return passes.unflatten(1, (parts, -1))
 
 
 def _uncond_line(

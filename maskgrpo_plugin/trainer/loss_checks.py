@@ -1,0 +1,76 @@
+"""Checks of the policy loss on the driver before Ray starts: its options, and that it fits estimator and KL term."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from maskgrpo_plugin.diffusion.estimators import ESTIMATORS
+from maskgrpo_plugin.errors import OptionError
+from maskgrpo_plugin.trainer.losses import LOSSES, PACKAGED
+from maskgrpo_plugin.trainer.losses.sequence import SequenceLoss
+
+ACTOR = "actor_rollout_ref.actor"
+LOSS = f"{ACTOR}.policy_loss"
+RECORDED = ("reveal_step",)  # fields of a completion, one entry per token, that all samplers record
+TOKEN = "token"
+KL_OF_SCORES = ("k2", "mse")
+
+
+def check_loss(config: DictConfig) -> None:
+    """Check the policy loss of a masked diffusion run.
+
+    Raises:
+        OptionError: an option that the loss has not, or a loss, estimator, KL term and mean that do not go together.
+    """
+    actor, estimator = config.actor_rollout_ref.actor, config.algorithm.estimation.estimator
+    name: str = actor.policy_loss.loss_mode
+    loss = _build(name, actor.policy_loss)
+    _check_fit(name, loss, estimator)
+    missing = [field for field in ESTIMATORS[estimator].requires if field not in RECORDED]
+    if missing:
+        allowed = f"it reads {', '.join(missing)} of the rollout, and samplers record {', '.join(RECORDED)} alone"
+        raise OptionError("algorithm.estimation.estimator", estimator, allowed)
+    if loss is not None:
+        _check_kl(name, loss, actor)
+
+
+def _build(name: str, section: Any) -> SequenceLoss | None:
+    """The loss with its options; None where it is one of tokens, which has none."""
+    options: Any = OmegaConf.to_container(section.get("options") or OmegaConf.create(), resolve=True)
+    if name in LOSSES:
+        try:
+            return LOSSES.build(name, **options)
+        except OptionError as error:
+            raise error.under(f"{LOSS}.options") from None
+    for option, value in options.items():
+        raise OptionError(f"{LOSS}.options.{option}", value, f"the loss {name} has no options")
+    return None
+
+
+def _check_fit(name: str, loss: SequenceLoss | None, estimator: str) -> None:
+    score = ESTIMATORS[estimator].score
+    if loss is None and name not in PACKAGED:
+        return  # a user's own loss, which may take anything
+    taken = (TOKEN,) if loss is None else loss.scores
+    if score not in taken:
+        fitting = sorted(known for known in LOSSES if score in LOSSES[known].scores)
+        others = ["maskgrpo", "maskgrpo_gmpo", "tracerl"] if score == TOKEN else []
+        what = {TOKEN: "a ratio per token", "sequence": "a score per sequence", "bounds": "two bounds per sequence"}
+        allowed = (
+            f"the estimator {estimator} gives {what.get(score, 'samples of a sum')}: use {_either(others + fitting)}"
+        )
+        raise OptionError(f"{LOSS}.loss_mode", name, allowed)
+
+
+def _check_kl(name: str, loss: SequenceLoss, actor: Any) -> None:
+    if not actor.use_kl_loss:
+        return
+    if not loss.has_kl:
+        raise OptionError(f"{ACTOR}.use_kl_loss", True, f"use false: the loss {name} has no KL term")
+    if actor.kl_loss_type not in KL_OF_SCORES:
+        allowed = f"use k2: the loss {name} compares scores of sequences, which have no KL term per token"
+        raise OptionError(f"{ACTOR}.kl_loss_type", actor.kl_loss_type, allowed)
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(names)
