@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from family_models import save_checkpoint
+from family_models import make_config, make_model, save_checkpoint
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -84,7 +84,7 @@ VARIANTS = {
     "lora": ["model.lora_rank=4", "model.lora_alpha=8"],
     "blockwise": ["denoising.block_length=3", "data.fill=max_length", "data.max_length=14"],
 }
-BLOCKS = "sdar"  # blocks of four tokens
+FAMILIES = ["dream", "lladamoe", "sdar", "llada2_moe", "fast_dllm_v2"]  # the last three attend in blocks of four tokens
 
 
 def run(world, folder, options, out):
@@ -94,21 +94,21 @@ def run(world, folder, options, out):
 
 
 @pytest.fixture(scope="module")
-def block_model(tiny_run, tmp_path_factory):
-    """A block-causal checkpoint with the tiny run's tokenizer."""
+def families(tiny_run, tmp_path_factory):
+    """Checkpoints of other families with the tiny run's tokenizer, by name."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
     ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
-    folder = tmp_path_factory.mktemp("block_model") / "model"
-    return save_checkpoint(BLOCKS, folder, tokenizer, initializer_range=0.1, **ids)
+    root = tmp_path_factory.mktemp("families")
+    return {name: save_checkpoint(name, root / name, tokenizer, initializer_range=0.1, **ids) for name in FAMILIES}
 
 
 @pytest.fixture(scope="module")
-def one_rank(tiny_run, block_model, common, tmp_path_factory):
+def one_rank(tiny_run, families, common, tmp_path_factory):
     out = tmp_path_factory.mktemp("sft_one")
     options = [[*common, *each] for each in VARIANTS.values()]
     options.append([*common, "model.model_type=language_model", f"model.path={tiny_run}/model_ar"])
-    options.append([*common, f"model.path={block_model}"])
-    return dict(zip([*VARIANTS, "autoregressive", BLOCKS], run(1, tiny_run, options, out), strict=True)), out
+    options += [[*common, f"model.path={folder}"] for folder in families.values()]
+    return dict(zip([*VARIANTS, "autoregressive", *families], run(1, tiny_run, options, out), strict=True)), out
 
 
 def encoded(folder, pairs, fill):
@@ -153,13 +153,15 @@ def example_loss(model, example, key, *, step, strata, columns=None, block=None)
 
 
 def all_logits(model, noisy, tokens):
-    """Logits (L, V) of a canvas (1, L); of a block-causal model each block's alone, behind the clean ones before it."""
-    if model.block_length is None:
-        return model(noisy).logits[0]
-    starts = range(0, noisy.shape[1], model.block_length)
-    ends = [min(start + model.block_length, noisy.shape[1]) for start in starts]
-    blocks = [torch.cat([tokens[:, :start], noisy[:, start:end]], 1) for start, end in zip(starts, ends, strict=True)]
-    return torch.cat([model(ids).logits[0, start:] for ids, start in zip(blocks, starts, strict=True)])
+    """Logits (L, V) of a canvas (1, L), each in its token's place; of a block-causal model each block alone, behind
+    the clean ones before it.
+    """
+    length, found = noisy.shape[1], []
+    for start in range(0, length, model.block_length or length):
+        end = min(start + (model.block_length or length), length)
+        logits = model(torch.cat([tokens[:, :start], noisy[:, start:end]], 1)).logits[0]
+        found.append((torch.cat([logits[:1], logits[:-1]]) if model.logits_shift else logits)[start:])
+    return torch.cat(found)
 
 
 def text(prompt, answer):
@@ -208,10 +210,10 @@ def assert_same_weights(found, expected, tolerance):
 
 @pytest.mark.parametrize(
     ("variant", "fill", "block"),
-    [("plain", None, None), ("max_length", 14, None), ("blockwise", 14, 3), (BLOCKS, None, None)],
+    [("plain", None, None), ("max_length", 14, None), ("blockwise", 14, 3), *((name, None, None) for name in FAMILIES)],
 )
-def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, block_model, variant, fill, block):
-    folder = block_model if variant == BLOCKS else tiny_run / "model"
+def test_steps_and_losses_are_those_of_the_formula(one_rank, tiny_run, families, variant, fill, block):
+    folder = families.get(variant, tiny_run / "model")
     expected, found = reference(folder, fill=fill, block=block), one_rank[0][variant]
     assert_same_weights(found["weights"], expected["weights"], 2e-5)
     for step, loss in enumerate(expected["losses"], start=1):
@@ -268,9 +270,13 @@ def test_the_autoregressive_twin_learns_the_answer_and_its_end_alone(one_rank, t
 def test_a_checkpoint_is_read_by_evaluation_with_and_without_an_adapter(one_rank, tiny_run, tmp_path):
     found, out = one_rank
     folders = {name: out / str(n) for n, name in enumerate(found)}
-    blocks = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders[BLOCKS]), tmp_path / BLOCKS))
-    assert_same_weights(dict(blocks.named_parameters()), found[BLOCKS]["weights"], 0)
-    assert blocks.block_length == 4
+    for name in FAMILIES:
+        model = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders[name]), tmp_path / name))
+        assert_same_weights(dict(model.named_parameters()), found[name]["weights"], 0)
+        assert (
+            model.config.model_type == make_config(name).model_type
+            and model.block_length == make_model(name).block_length
+        )
     plain = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders["plain"]), tmp_path / "plain"))
     assert_same_weights(dict(plain.named_parameters()), found["plain"]["weights"], 0)
     merged = AutoModelForCausalLM.from_pretrained(resolve_checkpoint(str(folders["lora"]), tmp_path / "lora"))
