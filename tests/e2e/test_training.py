@@ -182,6 +182,27 @@ def test_rollouts_ahead_of_training_keep_the_order_of_revealing(tiny_run, tmp_pa
         assert metrics[step]["actor/grad_norm"] > 0
 
 
+@pytest.mark.parametrize("method", ["espo", "spg"])
+def test_a_step_of_a_method_whose_loss_is_of_scores(tiny_run, tmp_path, method):
+    """ESPO asks old and reference policy and has a KL term of scores; SPG asks neither."""
+    metrics = train(
+        tiny_run,
+        tmp_path,
+        "quickstart",
+        f"quickstart_dir={tiny_run}",
+        *SMALL,
+        f"method={method}",
+        "algorithm.estimation.mu=2",
+        f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
+        "trainer.total_training_steps=1",
+    )
+    values = metrics[1]
+    assert values["actor/level_1/log_ratio_abs_max"] == 0.0 and values["actor/grad_norm"] > 0
+    asked = {"espo": ("timing_s/old_log_prob", "timing_s/ref"), "spg": ()}[method]
+    assert all(name in values for name in asked)
+    assert ("actor/level_1/kl_of_scores" in values) == (method == "espo")
+
+
 def test_texts_train_while_scorers_raise_hang_and_lose_their_sandbox(tiny_run, tmp_path):
     metrics = train(
         tiny_run,
