@@ -1,54 +1,19 @@
 """Whole runs of verl's entry point on the CPU: training, resume after a stop, the autoregressive baseline."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from e2e_runs import ROOT, SMALL, train
+from family_models import save_checkpoint
+from transformers import AutoTokenizer
 
 from maskgrpo_plugin.evaluation.checkpoints import merge_shards
 from maskgrpo_plugin.run_report.find import find_runs
 from maskgrpo_plugin.run_report.metrics import read_metrics
 
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "data.train_batch_size=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
-    "actor_rollout_ref.rollout.n=4",
-    "trainer.test_freq=-1",
-    "trainer.val_before_train=false",
-]
-
 pytestmark = pytest.mark.slow
-
-
-def train(folder, run, config, *overrides, timeout=600, clean=True, entry=("verl.trainer.main_ppo", "--config-name")):
-    """Run the entry point; returns the logged metrics by step. `clean`: its output, which is kept, may hold no
-    traceback.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    log = run / "log.jsonl"
-    command = [sys.executable, "-m", *entry, config]
-    environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(log), "HYDRA_FULL_ERROR": "1"}
-    result = subprocess.run(
-        [*command, f"hydra.run.dir={run}/hydra", *overrides],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    output = result.stdout + result.stderr
-    (run / "output.txt").write_text(output)
-    assert result.returncode == 0, output[-6000:]
-    assert not clean or "Traceback" not in output, output[-6000:]
-    return {row["step"]: row["data"] for row in map(json.loads, log.read_text().splitlines())}
 
 
 def actor_weights(checkpoint):
@@ -162,15 +127,18 @@ def test_two_steps_of_the_gsm8k_config_with_lora_on_a_tiny_model_under_the_scree
     assert "step:2 - " in log and "engine is not available" not in log and "target_num_threads" not in log
 
 
-def test_rollouts_ahead_of_training_keep_the_order_of_revealing(tiny_run, tmp_path):
+def test_rollouts_of_a_block_model_ahead_of_training_keep_the_order_of_revealing(tiny_run, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run / "model")
+    model = save_checkpoint("sdar", tmp_path / "model_block", tokenizer)
     metrics = train(
         tiny_run,
         tmp_path,
-        "quickstart",
+        "quickstart_block",
         f"quickstart_dir={tiny_run}",
+        f"actor_rollout_ref.model.path={model}",
         *SMALL,
         "trainer.v1.trainer_mode=maskgrpo_colocate_async",
-        "method=tracerl",
+        "method=tracerl_block",
         f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
         "trainer.total_training_steps=3",
     )
@@ -182,34 +150,16 @@ def test_rollouts_ahead_of_training_keep_the_order_of_revealing(tiny_run, tmp_pa
         assert metrics[step]["actor/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("method", ["espo", "spg"])
-def test_a_step_of_a_method_whose_loss_is_of_scores(tiny_run, tmp_path, method):
-    """ESPO asks old and reference policy and has a KL term of scores; SPG asks neither."""
-    metrics = train(
-        tiny_run,
-        tmp_path,
-        "quickstart",
-        f"quickstart_dir={tiny_run}",
-        *SMALL,
-        f"method={method}",
-        "algorithm.estimation.mu=2",
-        f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
-        "trainer.total_training_steps=1",
-    )
-    values = metrics[1]
-    assert values["actor/level_1/log_ratio_abs_max"] == 0.0 and values["actor/grad_norm"] > 0
-    asked = {"espo": ("timing_s/old_log_prob", "timing_s/ref"), "spg": ()}[method]
-    assert all(name in values for name in asked)
-    assert ("actor/level_1/kl_of_scores" in values) == (method == "espo")
-
-
 def test_texts_train_while_scorers_raise_hang_and_lose_their_sandbox(tiny_run, tmp_path):
+    """By ESPO, whose ratio and KL term are of one score per answer."""
     metrics = train(
         tiny_run,
         tmp_path,
         "quickstart",
         f"quickstart_dir={tiny_run}",
         *SMALL,
+        "method=espo",
+        "algorithm.estimation.mu=2",
         f"reward.custom_reward_function.path={ROOT}/tests/e2e/faulty_reward.py",
         "reward.timeout_s=3",
         "algorithm.on_reward_failure=drop_sample",
@@ -223,37 +173,5 @@ def test_texts_train_while_scorers_raise_hang_and_lose_their_sandbox(tiny_run, t
         assert step["reward/failed_samples"] == step["reward/dropped_samples"] == 12
         assert step["reward/reward_failed"] == 12 / 16
         assert step["reward/reward_timed_out"] == step["reward/reward_sandbox_lost"] == 4 / 16
-        assert step["actor/level_1/log_ratio_abs_max"] == 0.0
-
-
-@pytest.mark.parametrize("mode", ["maskgrpo_sync", "maskgrpo_colocate_async"])
-def test_images_train_while_a_scorer_fails_for_some_of_them(tiny_digits, tmp_path, mode):
-    factory = f"{ROOT}/tests/e2e/brightness.py:Brightness"
-    metrics = train(
-        tiny_digits,
-        tmp_path,
-        "digits",
-        f"digits_dir={tiny_digits}",
-        *SMALL[:-2],
-        "reward.image.scorers.digits=null",
-        "reward.image.scorers.clip_folder=null",
-        f"+reward.image.scorers.bright={{factory: '{factory}'}}",
-        f"+reward.image.scorers.fragile={{factory: '{factory}', max_batch: 1, options: {{fail_below: 0.5}}}}",
-        "actor_rollout_ref.rollout.sampler.options.cfg_scale=1.5",
-        "algorithm.estimation.cfg_scale=1.5",
-        "algorithm.max_lost_share=1",
-        f"trainer.default_local_dir={tmp_path}",
-        f"trainer.v1.trainer_mode={mode}",
-        "trainer.total_training_steps=1",
-        "trainer.test_freq=1",
-        clean=False,  # the scorer's failures are logged with theirs
-    )
-    step = metrics[1]
-    assert step["reward/failed_samples"] > 0 and step["reward/reward_failed"] > 0
-    assert step["reward/bright"] > 0 and step["reward/bright_failed"] == 0.0
-    assert step["reward/fragile_failed"] == pytest.approx(step["reward/failed_samples"] / 16)
-    assert step["actor/level_1/mask_ratio"] == pytest.approx(0.9)
-    assert step["actor/level_1/log_ratio_abs_max"] == 0.0
-    assert step["response_length/mean"] == 17
-    sheet = (tmp_path / "images" / "step_1.png").read_bytes()
-    assert sheet.startswith(b"\x89PNG")
+        assert step["actor/level_1/log_ratio_abs_max"] == 0.0 and "actor/level_1/kl_of_scores" in step
+        assert step["timing_s/old_log_prob"] > 0 and step["timing_s/ref"] > 0
