@@ -6,8 +6,7 @@ from itertools import cycle
 
 import pytest
 import torch
-from example_modules import load_example
-from example_modules import ROOT
+from example_modules import ROOT, load_example
 
 METHODS = sorted(file.stem for file in (ROOT / "configs" / "method").glob("*.yaml"))
 PASSES = {  # per completion: new, old, reference; see the table of docs/methods.md
@@ -166,9 +165,7 @@ def test_the_tables_say_which_cells_are_done(cells, tmp_path, capsys):
     figure = tmp_path / "figure.png"
     assert load_example("table", "methods").main([str(tmp_path / "cells.jsonl"), "--figure", str(figure)]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert rows[4] == (
-        "| wd1 | 0.0001 | 2 of 3 | 0.500 | 0.781 | 0.743 to 0.815 | 0.750, 0.812 | 12, 0, 0 | 64 |"
-    )
+    assert rows[4] == ("| wd1 | 0.0001 | 2 of 3 | 0.500 | 0.781 | 0.743 to 0.815 | 0.750, 0.812 | 12, 0, 0 | 64 |")
     assert rows[5].startswith("| spg | 0.0001 | 1 of 3 | 0.500 | 0.500 |")
     assert any(row.startswith("| espo |  | 0 of 3 |") for row in rows)
     assert any(row.startswith("| + truncation | 0 of 3 |") and row.endswith("| 84.7 |") for row in rows)
