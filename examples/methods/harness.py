@@ -290,7 +290,8 @@ class Run:
         for row, tokens in zip(rows, output.sequences[:, width:].tolist(), strict=True):
             end = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
             text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-            found.append(score(row["extra_info"]["task"], text, row["reward_model"]["ground_truth"]))
+            extra = dict(row["extra_info"])
+            found.append(score(extra.pop("task"), text, row["reward_model"]["ground_truth"], **extra))
         return found
 
 

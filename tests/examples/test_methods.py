@@ -103,7 +103,7 @@ def test_two_steps_of_a_method_cost_its_passes_and_learn_only_from_advantages(
     expected = [BY_ANSWER[method](*answer) if method in BY_ANSWER else PASSES[method] for answer in answers]
     counts = still.counts
     assert (counts.new, counts.old, counts.reference) == tuple(map(sum, zip(*expected, strict=True)))
-    assert counts.rollouts == 16 and counts.sampling == 16 * 8 and counts.seconds > 0
+    assert counts.rollouts == 16 and 0 < counts.sampling <= 16 * 8 and counts.seconds > 0
 
     moved = make_run(train, cells, folder, method, "actor_rollout_ref.actor.optim.weight_decay=0")
     steps(moved, harness, folder, 1, [1.0, 0.0], monkeypatch)
