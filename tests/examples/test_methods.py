@@ -24,14 +24,19 @@ PASSES = {  # per completion: new, old, reference; see the table of docs/methods
     "spg": (8, 0, 0),
     "wd1": (12, 0, 0),
     "justgrpo": (8, 0, 0),
+    "tracerl": (1, 1, 0),  # eight steps are one slice
 }
-BY_ANSWER = {  # of an answer of n tokens, its end among them where it has one, one revealed per step
-    "cj_grpo": lambda n, ended: (n, n, n),
-    "d2": lambda n, ended: (12 * min(n, 8),) * 3,
-    "tracerl": lambda n, ended: (min(n - ended, 1),) * 2 + (0,),
-    "tracerl_block": lambda n, ended: (min(n, 4),) * 2 + (0,),
+BY_ANSWER = {  # of an answer of n tokens with its end, one revealed per step
+    "cj_grpo": lambda n: (n, n, n),
+    "d2": lambda n: (12 * min(n, 8),) * 3,
+    "tracerl_block": lambda n: (min(n, 4),) * 2 + (0,),
 }
-SMALL = ["data.train_batch_size=2", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "actor_rollout_ref.rollout.n=4"]
+SMALL = [
+    "data.train_batch_size=2",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +70,13 @@ def options_of(train, folder, *arguments, model="model"):
 
 
 def make_run(train, cells, folder, method, *overrides):
-    model = "model_block" if method == "tracerl_block" else "model"
+    model, config = ("model_block", "quickstart_block") if method == "tracerl_block" else ("model", "quickstart")
     options = options_of(train, folder, "--output", str(folder / "cells.jsonl"), *overrides, model=model)
-    return train.make_run(cells.Cell("quickstart", method, 0, 1e-3), options)
+    return train.make_run(cells.Cell(config, method, 0, 1e-3), options)
 
 
 def steps(run, harness, folder, number, rewards, monkeypatch):
-    """Train some steps with the given rewards, again and again; the answers' lengths, and whether they end."""
+    """Train some steps with the given rewards, again and again; the answers' lengths with their ends."""
     given, answers = cycle(rewards), []
     monkeypatch.setattr(run, "_scores", lambda rows, *_: [{"score": next(given)} for _ in rows])
     sample = run.roll_out
@@ -80,7 +85,7 @@ def steps(run, harness, folder, number, rewards, monkeypatch):
         rollouts = sample(*arguments)
         for response in rollouts.data["responses"].unbind():
             stops = [token in run.family.stop_token_ids for token in response.tolist()]
-            answers.append((stops.index(True) + 1, True) if any(stops) else (len(stops), False))
+            answers.append(stops.index(True) + 1 if any(stops) else len(stops))
         return rollouts
 
     monkeypatch.setattr(run, "roll_out", roll_out)
@@ -100,7 +105,7 @@ def test_two_steps_of_a_method_cost_its_passes_and_learn_only_from_advantages(
     answers = steps(still, harness, folder, 2, [1.0], monkeypatch)
     assert all(torch.equal(p, start[name]) for name, p in still.model.named_parameters())
 
-    expected = [BY_ANSWER[method](*answer) if method in BY_ANSWER else PASSES[method] for answer in answers]
+    expected = [BY_ANSWER[method](answer) if method in BY_ANSWER else PASSES[method] for answer in answers]
     counts = still.counts
     assert (counts.new, counts.old, counts.reference) == tuple(map(sum, zip(*expected, strict=True)))
     assert counts.rollouts == 16 and 0 < counts.sampling <= 16 * 8 and counts.seconds > 0
