@@ -1,7 +1,7 @@
 """The runs of the comparison: which there are, what each one changes, and what their lines of JSON say.
 
-A cell is a task, a method and a seed. Tasks are shipped configs; methods are the files of configs/method, and the two
-steps of MaskGRPO's ablation that are no file.
+A cell is a task, a method and a seed. Tasks change the lengths of a config; methods are the files of configs/method, and
+the two steps of MaskGRPO's ablation that are no file.
 """
 
 import json
@@ -12,6 +12,13 @@ from pathlib import Path
 from maskgrpo_cli.shipped import config_folder
 from maskgrpo_plugin.errors import OptionError, check_choice
 
+RESPONSE = "data.max_response_length={0}", "actor_rollout_ref.rollout.sampler.options.steps={0}"
+TASKS = {  # overrides of the config; one token per step, as in the quickstart
+    "sums": [],
+    "countdown": ["data.max_prompt_length=21", *(text.format(12) for text in RESPONSE)],
+    "sudoku": ["data.max_prompt_length=18", *(text.format(20) for text in RESPONSE)],
+}
+SEARCHED = "sums"  # the task whose learning rates all tasks take
 RATES = (3e-5, 1e-4, 3e-4)  # learning rates of the search
 OF_IMAGES = ("maskgrpo_digits", "maskgrpo_image")
 OF_BLOCKS = ("tracerl_block",)  # for block-causal models
@@ -32,7 +39,7 @@ class Cell:
     """One run.
 
     Attributes:
-        task: name of its config.
+        task: one of `TASKS`.
         method: see `methods`.
         seed: of the order of rows, the sampling and the masks.
         rate: learning rate.
@@ -47,7 +54,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For a file: `quickstart-espo-0-0.0001`."""
+        """For a file: `sums-espo-0-0.0001`."""
         return f"{self.task}-{self.method}-{self.seed}-{self.rate:g}{'-search' if self.search else ''}"
 
 
@@ -92,16 +99,15 @@ def read_lines(file: Path) -> dict[Cell, list[dict]]:
     return {cell: [steps[n] for n in sorted(steps)] for cell, steps in found.items()}
 
 
-def searched_rates(found: dict[Cell, list[dict]], task: str, steps: int) -> dict[str, float]:
+def searched_rates(found: dict[Cell, list[dict]], steps: int) -> dict[str, float]:
     """Each method's learning rate: of those of its finished search the one with the best accuracy at the last step,
     the lower one of two that are equal. Methods whose search is not done are left out.
 
     Args:
         found: see `read_lines`.
-        task: that the search was on.
         steps: of a cell of the search.
     """
-    ends = {(c.method, c.rate): rows[-1] for c, rows in found.items() if c.search and c.task == task}
+    ends = {(c.method, c.rate): rows[-1] for c, rows in found.items() if c.search and c.task == SEARCHED}
     done = {key: row["accuracy"] for key, row in ends.items() if row["step"] >= steps}
     return {
         method: max(RATES, key=lambda rate: (done[method, rate], -rate))
@@ -120,6 +126,6 @@ def missing(found: dict[Cell, list[dict]], cells: Iterable[Cell], steps: int) ->
     return [cell for cell in cells if not is_done(found, cell, steps)]
 
 
-def search_cells(task: str, names: Sequence[str], seed: int) -> list[Cell]:
+def search_cells(names: Sequence[str], seed: int) -> list[Cell]:
     """The cells of the search, all methods at one rate before the next rate."""
-    return [Cell(task, name, seed, rate, search=True) for rate in RATES for name in names]
+    return [Cell(SEARCHED, name, seed, rate, search=True) for rate in RATES for name in names]

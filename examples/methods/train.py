@@ -5,7 +5,7 @@
   python examples/methods/train.py --seed 0 1 2 --minutes 30 --output runs/methods/cells.jsonl
 
 Cells that the output holds are left out, and one that was cut short goes on from its last evaluation. Without --lr a
-method's learning rate is that of its search. Further arguments are Hydra overrides of the task's config.
+method's learning rate is that of its search. Further arguments are Hydra overrides.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell, methods, missing, overrides, read_lines, search_cells, searched_rates
+from cells import TASKS, Cell, methods, missing, overrides, read_lines, search_cells, searched_rates
 from harness import Counts, Run, batches, end_with, read_config, read_rows
 from omegaconf import open_dict
 
@@ -47,13 +47,15 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--method", nargs="+", help="files of configs/method, or variants; default: all that fit")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--config", default="quickstart", help="the task's config; default quickstart")
+    parser.add_argument("--task", choices=TASKS, default="sums", help="default sums")
+    parser.add_argument(
+        "--config", default="quickstart", help="that the task and the method change; default quickstart"
+    )
     parser.add_argument("--model", default="runs/quickstart/model", help="start model; {seed} stands for the seed")
     parser.add_argument("--data", default="runs/quickstart/data", help="folder of its rows; likewise")
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, which is added to")
     parser.add_argument("--lr", type=float, help="learning rate; default: that of the search in --output")
     parser.add_argument("--search", action="store_true", help="the learning-rate search, in place of the seeds")
-    parser.add_argument("--search-config", default="quickstart", help="the task that rates were searched on")
     parser.add_argument("--steps", type=positive, default=32)
     parser.add_argument("--search-steps", type=positive, default=16)
     parser.add_argument("--every", type=positive, default=8, help="steps between evaluations")
@@ -81,12 +83,12 @@ def asked_cells(options: Any) -> list[Cell]:
     for name in names:
         overrides(name)
     if options.search:
-        return search_cells(options.config, names, SEARCH_SEED)
-    rates = searched_rates(read_lines(options.output), options.search_config, options.search_steps)
+        return search_cells(names, SEARCH_SEED)
+    rates = searched_rates(read_lines(options.output), options.search_steps)
     if options.lr is None and (unknown := [name for name in names if name not in rates]):
         raise OptionError("--lr", None, f"no search of {', '.join(unknown)} in --output; run --search, or give a rate")
     return [
-        Cell(options.config, name, seed, options.lr if options.lr is not None else rates[name])
+        Cell(options.task, name, seed, options.lr if options.lr is not None else rates[name])
         for seed in options.seed
         for name in names
     ]
@@ -96,14 +98,17 @@ def make_run(cell: Cell, options: Any) -> Run:
     """A cell's run at its first step. An estimator's blocks are the sampler's, as in the published settings."""
     model, data = (text.format(seed=cell.seed) for text in (options.model, options.data))
     task = [
+        *TASKS[cell.task],
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={data}/train.parquet",
         f"data.val_files={data}/validation.parquet",
         f"algorithm.estimation.seed={cell.seed}",
         *options.overrides,
     ]
-    evaluation = read_config(cell.task, task)
-    config = read_config(cell.task, [*overrides(cell.method), *task, f"actor_rollout_ref.actor.optim.lr={cell.rate}"])
+    evaluation = read_config(options.config, task)
+    config = read_config(
+        options.config, [*overrides(cell.method), *task, f"actor_rollout_ref.actor.optim.lr={cell.rate}"]
+    )
     blocks = evaluation.actor_rollout_ref.rollout.sampler.options.get("block_length")
     if blocks is not None and "block_length" in config.algorithm.estimation.options:
         with open_dict(config):

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, islice
 
 import pytest
 import torch
 from example_modules import ROOT, load_example
+
+from maskgrpo_plugin.rewards import score
 
 METHODS = sorted(file.stem for file in (ROOT / "configs" / "method").glob("*.yaml"))
 PASSES = {  # per completion: new, old, reference; see the table of docs/methods.md
@@ -71,8 +73,9 @@ def options_of(train, folder, *arguments, model="model"):
 
 def make_run(train, cells, folder, method, *overrides):
     model, config = ("model_block", "quickstart_block") if method == "tracerl_block" else ("model", "quickstart")
-    options = options_of(train, folder, "--output", str(folder / "cells.jsonl"), *overrides, model=model)
-    return train.make_run(cells.Cell(config, method, 0, 1e-3), options)
+    given = ["--config", config, "--output", str(folder / "cells.jsonl"), *overrides]
+    options = options_of(train, folder, *given, model=model)
+    return train.make_run(cells.Cell("sums", method, 0, 1e-3), options)
 
 
 def steps(run, harness, folder, number, rewards, monkeypatch):
@@ -144,7 +147,7 @@ def test_done_cells_are_left_out_and_rates_come_from_the_search(train, cells, fo
     assert train.main([*places, *common, *SMALL]) == 2
     assert "gdpo" in capsys.readouterr().err
     lines = [
-        {"task": "quickstart", "method": "gdpo", "seed": 100, "rate": rate, "search": True, "step": 1, "accuracy": a}
+        {"task": "sums", "method": "gdpo", "seed": 100, "rate": rate, "search": True, "step": 1, "accuracy": a}
         for rate, a in zip(cells.RATES, (0.5, 0.75, 0.75), strict=True)
     ]
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -161,7 +164,7 @@ def test_done_cells_are_left_out_and_rates_come_from_the_search(train, cells, fo
 def test_the_tables_say_which_cells_are_done(cells, tmp_path, capsys):
     def line(method, seed, step, accuracy):
         cost = {"rollouts": 128 * step, "sampling": 1024 * step, "new": 1536 * step, "old": 0, "reference": 0}
-        cell = {"task": "quickstart", "method": method, "seed": seed, "rate": 1e-4, "search": False, "step": step}
+        cell = {"task": "sums", "method": method, "seed": seed, "rate": 1e-4, "search": False, "step": step}
         return json.dumps(cell | cost | {"accuracy": accuracy, "rows": 512, "seconds": 2.0 * step})
 
     runs = [("wd1", 0, 0.75), ("wd1", 1, 0.8125), ("spg", 0, 0.5)]
@@ -175,6 +178,30 @@ def test_the_tables_say_which_cells_are_done(cells, tmp_path, capsys):
     assert any(row.startswith("| espo |  | 0 of 3 |") for row in rows)
     assert any(row.startswith("| + truncation | 0 of 3 |") and row.endswith("| 84.7 |") for row in rows)
     assert figure.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("task", ["countdown", "sudoku"])
+def test_the_answers_of_a_further_task_are_right_and_fit(cells, task):
+    tasks = load_example("tasks", "methods")
+    tokenizer = tasks.make_tokenizer(tasks.CHARACTERS)
+    lengths = dict(override.split("=") for override in cells.TASKS[task])
+    for split in ("train", "validation"):
+        for problem in islice(tasks.PROBLEMS[task](split, 0), 200):
+            extra = dict(problem.row["extra_info"])
+            truth = problem.row["reward_model"]["ground_truth"]
+            assert score(extra.pop("task"), problem.answer, truth, **extra)["acc"] == 1.0
+            text = tokenizer.apply_chat_template(problem.row["prompt"], tokenize=False, add_generation_prompt=True)
+            prompt, answer = (tokenizer.encode(part, add_special_tokens=False) for part in (text, problem.answer))
+            assert tokenizer.unk_token_id not in [*prompt, *answer]
+            assert len(prompt) <= int(lengths["data.max_prompt_length"])
+            assert len(answer) < int(lengths["data.max_response_length"])
+
+
+def test_a_signed_sum_uses_each_number_once():
+    tasks = load_example("tasks", "methods")
+    assert tasks.signed_sum([4, 10, 7], 13) == "10+7-4"
+    assert tasks.signed_sum([4, 10, 7], 21) == "4+10+7"
+    assert tasks.signed_sum([4, 10, 7], 280) is None
 
 
 @pytest.mark.parametrize(("text", "named"), [("{}", "line 1"), ("nothing", "nothing")])
