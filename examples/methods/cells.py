@@ -1,7 +1,7 @@
 """The runs of the comparison: which there are, what each one changes, and what their lines of JSON say.
 
-A cell is a task, a method and a seed. Tasks change the lengths of a config; methods are the files of configs/method, and
-the two steps of MaskGRPO's ablation that are no file.
+A cell is a task, a method and a seed. Tasks change the lengths of a config; methods are the files of configs/method,
+and the two steps of MaskGRPO's ablation that are no file.
 """
 
 import json
