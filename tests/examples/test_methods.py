@@ -78,24 +78,22 @@ def make_run(train, cells, folder, method, *overrides):
     return train.make_run(cells.Cell("sums", method, 0, 1e-3), options)
 
 
-def steps(run, harness, folder, number, rewards, monkeypatch):
-    """Train some steps with the given rewards, again and again; the answers' lengths with their ends."""
+def step(run, harness, folder, rewards, monkeypatch):
+    """One step with the given rewards, again and again; the answers' lengths with their ends."""
     given, answers = cycle(rewards), []
     monkeypatch.setattr(run, "_scores", lambda rows, *_: [{"score": next(given)} for _ in rows])
-    sample = run.roll_out
 
     def roll_out(*arguments):
-        rollouts = sample(*arguments)
+        rollouts = type(run).roll_out(run, *arguments)
         for response in rollouts.data["responses"].unbind():
             stops = [token in run.family.stop_token_ids for token in response.tolist()]
             answers.append(stops.index(True) + 1 if any(stops) else len(stops))
         return rollouts
 
     monkeypatch.setattr(run, "roll_out", roll_out)
+    numbers = [2 * run.step, 2 * run.step + 1]
     rows = harness.read_rows(folder / "data", "train")
-    for step in range(number):
-        numbers = [2 * step, 2 * step + 1]
-        run.train([rows[n] for n in numbers], numbers)
+    run.train([rows[n] for n in numbers], numbers)
     return answers
 
 
@@ -103,19 +101,17 @@ def steps(run, harness, folder, number, rewards, monkeypatch):
 def test_two_steps_of_a_method_cost_its_passes_and_learn_only_from_advantages(
     harness, train, cells, folder, monkeypatch, method
 ):
-    still = make_run(train, cells, folder, method, "actor_rollout_ref.actor.optim.weight_decay=0")
-    start = {name: p.detach().clone() for name, p in still.model.named_parameters()}
-    answers = steps(still, harness, folder, 2, [1.0], monkeypatch)
-    assert all(torch.equal(p, start[name]) for name, p in still.model.named_parameters())
+    run = make_run(train, cells, folder, method, "actor_rollout_ref.actor.optim.weight_decay=0")
+    start = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    answers = step(run, harness, folder, [1.0], monkeypatch)
+    assert all(torch.equal(p, start[name]) for name, p in run.model.named_parameters())
+    answers += step(run, harness, folder, [1.0, 0.0], monkeypatch)
+    assert any(not torch.equal(p, start[name]) for name, p in run.model.named_parameters())
 
     expected = [BY_ANSWER[method](answer) if method in BY_ANSWER else PASSES[method] for answer in answers]
-    counts = still.counts
+    counts = run.counts
     assert (counts.new, counts.old, counts.reference) == tuple(map(sum, zip(*expected, strict=True)))
     assert counts.rollouts == 16 and 0 < counts.sampling <= 16 * 8 and counts.seconds > 0
-
-    moved = make_run(train, cells, folder, method, "actor_rollout_ref.actor.optim.weight_decay=0")
-    steps(moved, harness, folder, 1, [1.0, 0.0], monkeypatch)
-    assert any(not torch.equal(p, start[name]) for name, p in moved.model.named_parameters())
 
 
 def test_a_run_goes_on_where_it_was_saved(harness, train, cells, folder, monkeypatch, tmp_path):
