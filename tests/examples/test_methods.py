@@ -31,7 +31,8 @@ PASSES = {  # per completion: new, old, reference; see the table of docs/methods
 BY_ANSWER = {  # of an answer of n tokens with its end, one revealed per step
     "cj_grpo": lambda n: (n, n, n),
     "d2": lambda n: (12 * min(n, 8),) * 3,
-    "tracerl_block": lambda n: (min(n, 4),) * 2 + (0,),
+    # seven tokens of the prompt: the first block of four has one token of the answer, the second four
+    "tracerl_block": lambda n: (min(max(n - 1, 1), 4),) * 2 + (0,),
 }
 SMALL = [
     "data.train_batch_size=2",
