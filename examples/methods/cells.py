@@ -5,6 +5,7 @@ and the two steps of MaskGRPO's ablation that are no file.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +130,9 @@ def missing(found: dict[Cell, list[dict]], cells: Iterable[Cell], steps: int) ->
 def search_cells(names: Sequence[str], seed: int) -> list[Cell]:
     """The cells of the search, all methods at one rate before the next rate."""
     return [Cell(SEARCHED, name, seed, rate, search=True) for rate in RATES for name in names]
+
+
+def end_with(error: OptionError) -> int:
+    """Write an error's line; returns the exit status 2."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return 2

@@ -5,7 +5,6 @@ estimator's passes for old and reference policy, and μ updates of the engine wi
 """
 
 import copy
-import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -314,9 +313,3 @@ def batches(rows: int, size: int, seed: int) -> Any:
     while True:
         yield np.take(order, range(step * size, (step + 1) * size), mode="wrap").tolist()
         step += 1
-
-
-def end_with(error: OptionError) -> int:
-    """Write an error's line; returns the exit status 2."""
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    return 2

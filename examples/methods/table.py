@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from cells import ABLATION, Cell, is_done, methods, read_lines
-from harness import end_with
+from cells import ABLATION, Cell, end_with, is_done, methods, read_lines
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.statistics import wilson_interval

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import TASKS, Cell, methods, missing, overrides, read_lines, search_cells, searched_rates
-from harness import Counts, Run, batches, end_with, read_config, read_rows
+from cells import TASKS, Cell, end_with, methods, missing, overrides, read_lines, search_cells, searched_rates
+from harness import Counts, Run, batches, read_config, read_rows
 from omegaconf import open_dict
 
 from maskgrpo_plugin.arguments import CommandParser, positive
@@ -122,24 +122,26 @@ def train_cell(cell: Cell, options: Any, steps: int, end: float = float("inf")) 
     folder = Path(options.data.format(seed=cell.seed))
     train, judged = read_rows(folder, "train"), read_rows(folder, "validation")
     if cell.search:
+        if len(train) <= HELD_OUT:
+            raise OptionError("--data", str(folder), f"the search needs more than {HELD_OUT} rows for training")
         train, judged = train[:-HELD_OUT], train[-HELD_OUT:]
     state = options.output.parent / "states" / f"{cell.name}.pt"
     state.parent.mkdir(parents=True, exist_ok=True)
     if state.is_file():
         load(run, state)
-    for step, numbers in enumerate(batches(len(train), run.config.data.train_batch_size, cell.seed)):
+    numbered = batches(len(train), run.config.data.train_batch_size, cell.seed)
+    for step, numbers in zip(range(steps + 1), numbered, strict=False):
         if step < run.step:
             continue
         if step % options.every == 0 or step == steps:
             evaluate(cell, run, judged, options.output)
             save(run, state)
-        if step == steps:
-            state.unlink()
-            return True
-        if time.monotonic() >= end:
-            return False
-        run.train([train[n] for n in numbers], numbers)
-    raise AssertionError("batches have no end")
+        if step < steps:
+            if time.monotonic() >= end:
+                return False
+            run.train([train[n] for n in numbers], numbers)
+    state.unlink()
+    return True
 
 
 def evaluate(cell: Cell, run: Run, rows: list[dict], output: Path) -> None:
