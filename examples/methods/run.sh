@@ -10,6 +10,7 @@ run=${RUN_DIR:-runs/methods} python=${PYTHON:-python}
 declare -A start=([sums]=${START:-runs/quickstart} [countdown]=${COUNTDOWN:-} [sudoku]=${SUDOKU:-})
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 read -ra methods <<< "${METHODS:-}"
+overrides=("$@")
 mkdir -p "$run"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # more make so small a model slower
 end=$((SECONDS + 60 * ${MINUTES:-30}))
@@ -19,10 +20,10 @@ train() { # task, options
   shift
   if [ "$minutes" -gt 0 ] && [ -n "${start[$task]}" ]; then
     "$python" examples/methods/train.py --task "$task" --model "${start[$task]}/model" --data "${start[$task]}/data" \
-      ${methods[@]+--method "${methods[@]}"} --output "$run/cells.jsonl" --minutes "$minutes" "$@"
+      ${methods[@]+--method "${methods[@]}"} "$@" --output "$run/cells.jsonl" --minutes "$minutes" "${overrides[@]}"
   fi
 }
 
-train sums --search "$@"
-for task in sums countdown sudoku; do train "$task" --seed "${seeds[@]}" "$@"; done
+train sums --search
+for task in sums countdown sudoku; do train "$task" --seed "${seeds[@]}"; done
 "$python" examples/methods/table.py "$run/cells.jsonl" --seeds ${#seeds[@]} --figure "$run/figure.png" | tee "$run/table.md"
