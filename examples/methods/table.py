@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     for task in tasks:
         done = {c: rows for c, rows in found.items() if c.task == task and is_done(found, c, options.steps)}
         sys.stdout.write(f"### {task}\n\n{method_table(done, options.seeds)}\n{ablation_table(done, options.seeds)}\n")
-    if options.figure:
+    if options.figure and tasks:
         draw(found, tasks, options.figure)
     return 0
 
