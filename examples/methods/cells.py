@@ -1,0 +1,138 @@
+"""The runs of the comparison: which there are, what each one changes, and what their lines of JSON say.
+
+A cell is a task, a method and a seed. Tasks change the lengths of a config; methods are the files of configs/method,
+and the two steps of MaskGRPO's ablation that are no file.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskgrpo_cli.shipped import config_folder
+from maskgrpo_plugin.errors import OptionError, check_choice
+
+RESPONSE = "data.max_response_length={0}", "actor_rollout_ref.rollout.sampler.options.steps={0}"
+TASKS = {  # overrides of the config; one token per step, as in the quickstart
+    "sums": [],
+    "countdown": ["data.max_prompt_length=21", *(text.format(12) for text in RESPONSE)],
+    "sudoku": ["data.max_prompt_length=18", *(text.format(20) for text in RESPONSE)],
+}
+SEARCHED = "sums"  # the task whose learning rates all tasks take
+RATES = (3e-5, 1e-4, 3e-4)  # learning rates of the search
+OF_IMAGES = ("maskgrpo_digits", "maskgrpo_image")
+OF_BLOCKS = ("tracerl_block",)  # for block-causal models
+VARIANTS = {  # of a method, and what they change
+    "maskgrpo_random": ("maskgrpo", ["remasking=random", "gamma=0.0"]),
+    "maskgrpo_ar": ("maskgrpo", ["gamma=0.0"]),
+}
+ABLATION = {  # rows of the paper's ablation: our cell, the paper's GSM8K accuracy in per cent
+    "diffu-GRPO": ("diffu_grpo", 79.8),
+    "+ controlled randomness": ("maskgrpo_random", 80.4),
+    "+ AR-like masks": ("maskgrpo_ar", 83.5),
+    "+ truncation": ("maskgrpo", 84.7),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        task: one of `TASKS`.
+        method: see `methods`.
+        seed: of the order of rows, the sampling and the masks.
+        rate: learning rate.
+        search: whether it is one of the learning-rate search, which holds out rows of the training data.
+    """
+
+    task: str
+    method: str
+    seed: int
+    rate: float
+    search: bool = False
+
+    @property
+    def name(self) -> str:
+        """For a file: `sums-espo-0-0.0001`."""
+        return f"{self.task}-{self.method}-{self.seed}-{self.rate:g}{'-search' if self.search else ''}"
+
+
+def method_files() -> list[str]:
+    """Names of the files in configs/method."""
+    return sorted(file.stem for file in (config_folder() / "method").glob("*.yaml"))
+
+
+def methods() -> list[str]:
+    """The methods that are compared: those of texts and bidirectional models, and the variants."""
+    return sorted({*method_files(), *VARIANTS} - {*OF_IMAGES, *OF_BLOCKS})
+
+
+def overrides(method: str) -> list[str]:
+    """Hydra's overrides that put a method over a config.
+
+    Raises:
+        OptionError: an unknown method.
+    """
+    check_choice("--method", method, sorted({*method_files(), *VARIANTS}))
+    base, changed = VARIANTS.get(method, (method, []))
+    return [f"method={base}", *(f"algorithm.estimation.options.{option}" for option in changed)]
+
+
+def read_lines(file: Path) -> dict[Cell, list[dict]]:
+    """The evaluations of each cell in the order of their steps; of a step that was evaluated again, the last.
+
+    Args:
+        file: of JSON lines, which need not exist.
+
+    Raises:
+        OptionError: a line that is none of `train.py`'s.
+    """
+    found: dict[Cell, dict[int, dict]] = {}
+    for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], start=1):
+        try:
+            row = json.loads(line)
+            cell = Cell(*(row[key] for key in ("task", "method", "seed", "rate", "search")))
+            found.setdefault(cell, {})[row["step"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise OptionError(f"{file}, line {number}", line[:40], f"a line of train.py; {error!r}") from None
+    return {cell: [steps[n] for n in sorted(steps)] for cell, steps in found.items()}
+
+
+def searched_rates(found: dict[Cell, list[dict]], steps: int) -> dict[str, float]:
+    """Each method's learning rate: of those of its finished search the one with the best accuracy at the last step,
+    the lower one of two that are equal. Methods whose search is not done are left out.
+
+    Args:
+        found: see `read_lines`.
+        steps: of a cell of the search.
+    """
+    ends = {(c.method, c.rate): rows[-1] for c, rows in found.items() if c.search and c.task == SEARCHED}
+    done = {key: row["accuracy"] for key, row in ends.items() if row["step"] >= steps}
+    return {
+        method: max(RATES, key=lambda rate: (done[method, rate], -rate))
+        for method in {method for method, _ in done}
+        if all((method, rate) in done for rate in RATES)
+    }
+
+
+def is_done(found: dict[Cell, list[dict]], cell: Cell, steps: int) -> bool:
+    """Whether a cell has an evaluation at its last step."""
+    return any(row["step"] >= steps for row in found.get(cell, []))
+
+
+def missing(found: dict[Cell, list[dict]], cells: Iterable[Cell], steps: int) -> list[Cell]:
+    """The cells that are not done, in their order."""
+    return [cell for cell in cells if not is_done(found, cell, steps)]
+
+
+def search_cells(names: Sequence[str], seed: int) -> list[Cell]:
+    """The cells of the search, all methods at one rate before the next rate."""
+    return [Cell(SEARCHED, name, seed, rate, search=True) for rate in RATES for name in names]
+
+
+def end_with(error: OptionError) -> int:
+    """Write an error's line; returns the exit status 2."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return 2
