@@ -6,11 +6,11 @@ from itertools import cycle, islice
 
 import pytest
 import torch
-from example_modules import ROOT, load_example
+from example_modules import load_example
 
 from maskgrpo_plugin.rewards import score
 
-METHODS = sorted(file.stem for file in (ROOT / "configs" / "method").glob("*.yaml"))
+METHODS = ["bgpo", "coupled_grpo", "gdsd", "justgrpo", "maskgrpo", "spg", "tracerl_block", "wd1"]  # every kind of loss
 PASSES = {  # per completion: new, old, reference; see the table of docs/methods.md
     "maskgrpo": (12, 12, 12),
     "maskgrpo_image": (6, 6, 6),
