@@ -603,7 +603,7 @@ def test_image_guidance_formula_and_whole_canvas(name):
         ("semi_autoregressive", {"fill_token_id": -1}, "fill_token_id=-1"),
         ("semi_autoregressive", {"stop_token_ids": (3,), "forbidden_token_ids": (3,)}, "fill_token_id=3"),
         ("semi_autoregressive", {"response_length": 0}, "response_length=0"),
-        ("semi_autoregressive", {"step": 4}, "step=4.*no such option.*response_length.*steps, block_length"),
+        ("semi_autoregressive", {"step": 4}, "step=4.*no such option.*steps, response_length"),
         ("emerge", {"ordering": "random"}, "ordering='random'.*no such option"),
         ("emerge", {"schedule": "square"}, "schedule='square'.*cosine, linear"),
         ("emerge", {"steps": 0}, "steps=0"),
@@ -670,9 +670,9 @@ def test_a_sampler_of_ones_own_is_found_by_its_name():
 def test_a_runs_options_are_the_samplers_own():
     sampler = build_for_run("emerge", {"steps": 4}, response_length=8, temperature=0.5, stop_token_ids=(1,))
     assert (sampler.steps, sampler.temperature) == (4, 0.5)
-    with pytest.raises(OptionError, match=r"response_length=8.*no such option; it has .*steps"):
+    with pytest.raises(OptionError, match=r"response_length=8.*no such option; it has steps"):
         build_for_run("emerge", {"response_length": 8}, temperature=0.5)
-    with pytest.raises(OptionError, match=r"block_length=4.*no such option; it has cfg_scale, .*steps, schedule"):
+    with pytest.raises(OptionError, match=r"block_length=4.*no such option; it has steps, cfg_scale"):
         build_for_run("emerge", {"block_length": 4}, response_length=8)
 
 

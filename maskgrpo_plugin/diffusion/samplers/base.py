@@ -82,6 +82,9 @@ class RunningBatch(Protocol):
     def leave(self) -> list[DecodedRow]:
         """Take the rows that have ended out of the batch."""
 
+    def output(self) -> SamplerOutput:
+        """The whole batch, in the order in which rows joined; for a batch that none has left."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
@@ -93,6 +96,7 @@ class Sampler(ABC):
             `t2i` also takes the option `vocab_slice`, (start, stop) of the ids that it may emit, and `generate`'s
             `uncond_input_ids` and `uncond_attention_mask`, prompts (B, P) without their text and their mask.
         block_causal: whether it is for models that attend block by block, rather than in both directions.
+        steps: denoising steps in total.
         response_length: tokens appended to a prompt that holds no mask token.
         temperature: 0 takes the most probable token; above, see the sampler.
         cfg_scale: guidance weight w, 0 for none; see the sampler.
@@ -105,6 +109,7 @@ class Sampler(ABC):
     modalities: ClassVar[tuple[str, ...]]
     block_causal: ClassVar[bool] = False
 
+    steps: int = option(number(1, whole=True))
     response_length: int = option(number(1, whole=True), by_run=True)
     temperature: float = option(number(0), 0.0, by_run=True)
     cfg_scale: float = option(number(0), 0.0)

@@ -29,7 +29,7 @@ def choose_tokens(
         counts: N numbers of positions; what lies beyond them in a row is arbitrary.
         generator: see `uniform_table`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most probable one.
-        ordering: of `ORDERINGS`, see `BlockSampler`; or `sequential`, from left to right.
+        ordering: of `ORDERINGS`, see `BlockwiseSampler`; or `sequential`, from left to right.
         top_k, top_p: of the tokens that are drawn, see `truncate`.
         scale: the certainty is that of softmax(logits / scale), over all tokens.
 

@@ -65,16 +65,13 @@ def build_for_run(name: str, options: Mapping[str, Any], **by_run: Any) -> Sampl
 
     Args:
         name: see `build_sampler`.
-        options: as `rollout.sampler.options` holds them; one of another sampler that is None, by which a config takes
-            back what it inherits, is left out.
+        options: as `rollout.sampler.options` holds them.
         **by_run: what the run sets elsewhere; what the sampler does not declare is left out.
 
     Raises:
         OptionError: see `build_sampler`; also an option that is not for `rollout.sampler.options`.
     """
     allowed = option_names(name)
-    of_others = {key for other in SAMPLERS for key in option_names(other)} - set(allowed)
-    options = {key: value for key, value in options.items() if value is not None or key not in of_others}
     for key, value in options.items():
         if key not in allowed:
             raise OptionError(key, value, f"{name} has no such option; it has {', '.join(allowed)}")

@@ -1,7 +1,7 @@
 """A running batch of block-causal decoding: rows step through their own blocks, and join and leave between steps."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,13 @@ from maskgrpo_plugin.diffusion.samplers.base import (
     token_probability,
     top_k_per_row,
 )
-from maskgrpo_plugin.diffusion.samplers.block_causal.passes import CachedPasses, WholePasses
+from maskgrpo_plugin.diffusion.samplers.block_causal.options import BlockCausalOptions
+from maskgrpo_plugin.diffusion.samplers.block_causal.passes import CachedPasses, Passes
 from maskgrpo_plugin.diffusion.samplers.block_causal.rows import BlockCausalRow, Window
 from maskgrpo_plugin.diffusion.samplers.blocks.quotas import QUOTAS, even
 from maskgrpo_plugin.diffusion.samplers.choice import choose_tokens
+from maskgrpo_plugin.diffusion.samplers.noise import check_generators
 from maskgrpo_plugin.errors import OptionError
-
-if TYPE_CHECKING:
-    from maskgrpo_plugin.diffusion.samplers.block_causal.sampler import BlockCausalSampler
 
 
 class BlockCausalDecoder:
@@ -48,7 +47,7 @@ class BlockCausalDecoder:
 
     def __init__(
         self,
-        sampler: "BlockCausalSampler",
+        sampler: BlockCausalOptions,
         model: Callable[..., Any],
         *,
         mask_token_id: int,
@@ -66,9 +65,9 @@ class BlockCausalDecoder:
             raise OptionError("fill_token_id", mask_token_id, "the mask token is never emitted")
         if sampler.cache == "exact" and not getattr(model, "supports_prefix_cache", False):
             raise OptionError("cache", sampler.cache, f"{type(model).__name__} takes no cache: use none")
-        passes = CachedPasses if sampler.cache == "exact" else WholePasses
+        passes = CachedPasses if sampler.cache == "exact" else Passes
         options = {} if block_length == own else {"block_length": block_length}
-        self.passes: CachedPasses | WholePasses = passes(model, mask_token_id, sampler.cfg_scale, options)
+        self.passes: Passes = passes(model, mask_token_id, sampler.cfg_scale, options)
         self.sampler, self.on_step, self.block_length = sampler, on_step, block_length
         self.shift: int = getattr(model, "logits_shift", 0)
         self.mask_token_id, self.pad_token_id = mask_token_id, pad_token_id
@@ -104,7 +103,11 @@ class BlockCausalDecoder:
 
         Returns:
             A number for each row.
+
+        Raises:
+            ValueError: the number of generators is not that of the rows.
         """
+        check_generators(generators, tokens.shape[0])
         held = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         self._given = (tokens, held) if self._given is None else self._given
         order = held.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices
@@ -124,8 +127,7 @@ class BlockCausalDecoder:
         self._joined += len(joined)
         started = [n for n, row in enumerate(joined) if not row.ended]
         if started:
-            self.passes.join([joined[n] for n in started], aligned[started], longest)
-            self.model_calls += isinstance(self.passes, CachedPasses)
+            self.model_calls += self.passes.join([joined[n] for n in started], aligned[started], longest)
         nowhere = torch.full_like(aligned, -1)
         if self.rows:
             behind = columns - self.tokens.shape[1]
@@ -214,11 +216,12 @@ class BlockCausalDecoder:
 
     def _advance(self, index: Tensor, rows: Sequence[BlockCausalRow], revealed: Tensor, alone: Sequence[bool]) -> bool:
         """Count the step; rows that have finished their block enter the next, or end."""
-        stopped = self._stopped(index)
+        stopped = torch.zeros_like(index, dtype=torch.bool)
+        if self.sampler.stops:
+            stopped = self.sampler.stopped(self.tokens[index], self.reveal_step[index])
         told = torch.stack([revealed.sum(-1), stopped.long()], dim=-1).tolist()
         finished = False
         for row, (count, stop), first in zip(rows, told, alone, strict=True):
-            row.calls += 1
             row.steps += 1
             row.step += not first
             row.left -= count
@@ -233,13 +236,6 @@ class BlockCausalDecoder:
             self.active = [self.active[n] for n in stay]
         return finished
 
-    def _stopped(self, index: Tensor) -> Tensor:
-        """(N,) bool, whether these rows revealed a stop token; visible tokens of a canvas do not count."""
-        if not self.sampler.stops:
-            return torch.zeros_like(index, dtype=torch.bool)
-        stops = torch.tensor(list(self.sampler.stops), device=index.device)
-        return (torch.isin(self.tokens[index], stops) & (self.reveal_step[index] >= 0)).any(-1)
-
     def leave(self) -> list[DecodedRow]:
         """Take the rows that have ended out of the batch."""
         left = [self._decoded(n) for n, row in enumerate(self.rows) if row.ended]
@@ -253,15 +249,15 @@ class BlockCausalDecoder:
 
     def _decoded(self, place: int) -> DecodedRow:
         row = self.rows[place]
-        response = self._filled(self.tokens[place, row.prompt : row.end])
-        return DecodedRow(row.number, response, self.reveal_step[place, row.prompt : row.end].clone(), row.calls)
+        response = self.sampler.filled(self.tokens[place, row.prompt : row.end], self.mask_token_id)
+        return DecodedRow(row.number, response, self.reveal_step[place, row.prompt : row.end].clone(), row.steps)
 
     def output(self) -> SamplerOutput:
         """The whole batch, as it was given and in the order in which rows joined; for rows that joined together."""
         assert self._given is not None
         tokens, _ = self._given
-        calls = torch.tensor([row.calls for row in self.rows], dtype=torch.int64)
-        sequences = self._filled(self._as_given(self.tokens, tokens))
+        calls = torch.tensor([row.steps for row in self.rows], dtype=torch.int64)
+        sequences = self.sampler.filled(self._as_given(self.tokens, tokens), self.mask_token_id)
         return SamplerOutput(
             sequences, self._as_given(self.reveal_step, torch.full_like(tokens, -1)), self.model_calls, calls
         )
@@ -273,11 +269,6 @@ class BlockCausalDecoder:
         lengths = held.sum(-1, keepdim=True)
         inside = torch.arange(aligned.shape[1], device=aligned.device) < lengths
         return padding.masked_scatter(held, aligned[inside])
-
-    def _filled(self, tokens: Tensor) -> Tensor:
-        if self.sampler.fill_token is None:
-            return tokens
-        return tokens.masked_fill(tokens == self.mask_token_id, self.sampler.fill_token)
 
     def _observe(self, index: Tensor, rows: Sequence[BlockCausalRow], columns: Tensor, sure: Tensor) -> None:
         """Tell the observer of a step."""

@@ -22,10 +22,9 @@ class BlockCausalRow:
         start: first position of the block that is being decoded.
         stored: number of tokens, whole blocks, whose keys and values are final.
         step: steps of the block so far.
-        steps: steps so far.
+        steps: steps so far, each of them a forward pass.
         quota: tokens that each step of the block reveals.
         left: masked tokens of the block.
-        calls: forward passes that it took part in.
         ended: whether it takes no further blocks.
     """
 
@@ -40,7 +39,6 @@ class BlockCausalRow:
     steps: int = 0
     quota: Sequence[int] = ()
     left: int = 0
-    calls: int = 0
     ended: bool = False
 
     def enter(self, block: int, block_length: int, quota: Callable[[int], Sequence[int]]) -> None:

@@ -19,6 +19,7 @@ from maskgrpo_plugin.diffusion.samplers.blocks.block import BlockModel, BlockSta
 from maskgrpo_plugin.diffusion.samplers.blocks.options import BlockSampler
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
 from maskgrpo_plugin.diffusion.samplers.blocks.quotas import reveal_quota
+from maskgrpo_plugin.diffusion.samplers.noise import check_generators
 from maskgrpo_plugin.errors import OptionError
 
 
@@ -97,10 +98,7 @@ class BlockDecoder:
         Raises:
             ValueError: the number of generators is not that of the rows, or no others can join the rows of the batch.
         """
-        if len(generators) != tokens.shape[0]:
-            raise ValueError(
-                f"generator holds {len(generators)} generators for a batch of {tokens.shape[0]} rows: give one per row"
-            )
+        check_generators(generators, tokens.shape[0])
         if not self.takes_rows:
             raise ValueError(
                 f"rows cannot join a running batch with cache={self.sampler.cache!r} or blocks of {self.block_length} "
@@ -176,7 +174,7 @@ class BlockDecoder:
         places = [n for n, row in enumerate(self.rows) if row.ended]
         if not places:
             return []
-        responses = self._filled(self.tokens[places, -self.response_length :])
+        responses = self.sampler.filled(self.tokens[places, -self.response_length :], self.mask_token_id)
         reveal_step = self.reveal_step[places, -self.response_length :]
         left = [
             DecodedRow(self.rows[n].number, response, steps, self.rows[n].calls)
@@ -193,7 +191,8 @@ class BlockDecoder:
     def output(self) -> SamplerOutput:
         """The whole batch, in the order in which rows joined; for a batch that none has left."""
         calls = torch.tensor([row.calls for row in self.rows], dtype=torch.int64)
-        return SamplerOutput(self._filled(self.tokens), self.reveal_step, self.model_calls, calls)
+        sequences = self.sampler.filled(self.tokens, self.mask_token_id)
+        return SamplerOutput(sequences, self.reveal_step, self.model_calls, calls)
 
     def block_steps(self, block: int) -> int:
         """Steps of a block: the sampler's, shared as evenly as can be, the first blocks taking the remainder."""
@@ -235,17 +234,10 @@ class BlockDecoder:
         self.reveal_step[state.index] = steps.scatter(1, columns, now)
 
     def _stopped(self, places: list[int]) -> list[bool]:
-        """Whether these rows revealed a stop token; visible tokens of a canvas do not count."""
+        """Whether these rows revealed a stop token."""
         if not self.sampler.stops:
             return [False] * len(places)
-        tokens, reveal_step = self.tokens[places], self.reveal_step[places]
-        stops = torch.tensor(list(self.sampler.stops), device=tokens.device)
-        return (torch.isin(tokens, stops) & (reveal_step >= 0)).any(-1).tolist()
-
-    def _filled(self, tokens: Tensor) -> Tensor:
-        if self.sampler.fill_token is None:
-            return tokens
-        return tokens.masked_fill(tokens == self.mask_token_id, self.sampler.fill_token)
+        return self.sampler.stopped(self.tokens[places], self.reveal_step[places]).tolist()
 
     def _trim(self) -> None:
         """Drop the columns on the left that are padding in every row."""

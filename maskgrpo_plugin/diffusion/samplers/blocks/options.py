@@ -1,17 +1,16 @@
 """The options of samplers that decode block after block, and how they draw a token and say how certain it is."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from maskgrpo_plugin.diffusion.samplers.base import Sampler
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import CACHES
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
-from maskgrpo_plugin.diffusion.samplers.blocks.quotas import QUOTAS
-from maskgrpo_plugin.diffusion.samplers.choice import ORDERINGS, choose_tokens
+from maskgrpo_plugin.diffusion.samplers.blockwise import BlockwiseSampler
+from maskgrpo_plugin.diffusion.samplers.choice import choose_tokens
 from maskgrpo_plugin.diffusion.samplers.noise import Generators
-from maskgrpo_plugin.diffusion.samplers.options import flag, number, number_above, one_of, option, token_ids
+from maskgrpo_plugin.diffusion.samplers.options import number, number_above, one_of, option
 from maskgrpo_plugin.errors import OptionError, check_choice
 
 
@@ -20,27 +19,19 @@ def _rule(key: str, value: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSampler(Sampler):
-    """Options of decoding block after block; see `Sampler` for the others.
+class BlockSampler(BlockwiseSampler):
+    """Options of decoding block after block where attention is in both directions; see `BlockwiseSampler` and `Sampler`
+    for the others.
 
     Attributes:
         steps: steps in total; each block has steps / blocks of them. 128 as published (arXiv 2502.09992).
         block_length: tokens per block; None: one block.
-        ordering: which masked tokens are revealed first. `low_confidence`: most probable first (LLaDA's name:
-            low-confidence tokens stay masked); `random`; `entropy`: lowest first; `margin`: largest lead of the best
-            token over the second best first.
-        quota: how many tokens each step reveals: `even` (LLaDA), `rounded` (dLLM: A2D, LLaDA-MoE) or `dream`, see
-            `quotas`.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most probable token.
         cfg_scale: w in un + (1 + w)(cond − un), un without the prompt; 0 for no guidance.
-        early_stop: whether a row that holds a stop token once a block is done takes no further blocks.
-        stop_token_ids: tokens that end a response.
-        fill_token_id: fills the blocks that were not decoded; None: the first stop token.
         cache: `none`; or what stays as it was at the start of the block (approximate, arXiv 2505.22618): keys and
             values of what lies before the block (`prefix`), or of all but the block (`dual`).
         parallel: `none` reveals the fixed number of tokens per step; the others reveal more where the model is certain
             (approximate, needs `low_confidence`): a rule of `parallel.RULES`.
-        threshold: of `parallel`, a probability in (0, 1].
         low_threshold: of `parallel=hierarchical`, the probability that a run's best token needs; None: threshold / 2.
         factor: of `parallel=factor`, above 0.
 
@@ -48,29 +39,17 @@ class BlockSampler(Sampler):
         OptionError: a value that cannot work.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
-
     steps: int = option(number(1, whole=True), 128)
     block_length: int | None = option(number(1, whole=True), None)
-    ordering: str = option(one_of(*ORDERINGS), "low_confidence")
-    quota: str = option(one_of(*QUOTAS), "even")
-    early_stop: bool = option(flag, True)
-    stop_token_ids: tuple[int, ...] = option(token_ids, (), by_run=True)
-    fill_token_id: int | None = option(number(0, whole=True), None)
     cache: str = option(one_of(*CACHES), "none")
     parallel: str = option(_rule, "none")
-    threshold: float = option(number_above(0, 1), 0.9)
     low_threshold: float | None = option(number(0, 1), None)
     factor: float = option(number_above(0), 1.0)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.parallel != "none" and self.ordering != "low_confidence":
-            raise OptionError("parallel", self.parallel, "needs ordering low_confidence")
         if self.low_threshold is not None and self.low_threshold > self.threshold:
             raise OptionError("low_threshold", self.low_threshold, f"allowed: 0 to the threshold {self.threshold}")
-        if self.fill_token is not None and self.fill_token in self.forbidden_token_ids:
-            raise OptionError("fill_token_id", self.fill_token, "is one of forbidden_token_ids")
         block = self.block_length or self.response_length
         if self.response_length % block:
             raise OptionError("block_length", block, f"must divide the response length {self.response_length}")
@@ -81,28 +60,6 @@ class BlockSampler(Sampler):
             raise OptionError("steps", self.steps, f"must be a multiple of the {blocks} blocks")
         if self.steps // blocks > block:
             raise OptionError("steps", self.steps, f"a block of {block} tokens has at most {block} steps")
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """The tokens after whose block a row takes no further blocks."""
-        return self.stop_token_ids if self.early_stop else ()
-
-    @property
-    def fill_token(self) -> int | None:
-        """The token that fills blocks after a stop token; None where nothing stops early."""
-        if not self.stops:
-            return None
-        return self.stops[0] if self.fill_token_id is None else self.fill_token_id
-
-    @property
-    def draws(self) -> bool:
-        """Whether two samples of a prompt can differ."""
-        return self.temperature > 0 or self.ordering == "random"
-
-    @property
-    def takes_compiled_models(self) -> bool:
-        """Layers compiled for any shape take no block cache."""
-        return self.cache == "none"
 
     def choose(self, logits: Tensor, counts: list[int], generator: Generators) -> tuple[Tensor, Tensor]:
         """Draw a token for each masked position, and say how certain it is.
