@@ -22,19 +22,18 @@ from tqdm import tqdm
 import maskgrpo_plugin.registration  # noqa: F401
 from maskgrpo_plugin.config import DiffusionRolloutConfig, SamplerSettings
 from maskgrpo_plugin.diffusion.monte_carlo import conditional_log_likelihood
-from maskgrpo_plugin.diffusion.samplers import build_sampler, option_names
+from maskgrpo_plugin.diffusion.samplers import SAMPLERS, build_sampler, option_names
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.checkpoints import resolve_checkpoint, temporary_merged_dir
 from maskgrpo_plugin.evaluation.servers import is_diffusion, load_model_config, rollout_config
 from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.models.special_tokens import answer_length
+from maskgrpo_plugin.sampler_arguments import DEFAULT_BLOCK, DEFAULT_SAMPLERS
 from maskgrpo_plugin.workers.rollout.requests import request_seed
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 
 logger = logging.getLogger(__name__)
 
-SAMPLERS = {False: "semi_autoregressive", True: "block_causal"}  # by whether the checkpoint attends block by block
-DEFAULT_BLOCK = 32
 IGNORED = ("max_batch_size", "device")
 Encoded = tuple[tuple[str, str], list[int], list[int]]
 
@@ -87,6 +86,10 @@ class MaskGRPOLM(TemplateLM):
         **options: Any,
     ):
         super().__init__()
+        known = {*IGNORED, *(option for name in SAMPLERS for option in option_names(name))}
+        for name, value in options.items():
+            if name not in known:
+                raise OptionError(f"--model_args {name}", value, "no such argument; see maskgrpo_plugin.lm_eval_model")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise OptionError("--batch_size", batch_size, "allowed: whole numbers from 1")
         target = Path(merged_dir) if merged_dir else temporary_merged_dir(pretrained)
@@ -95,7 +98,7 @@ class MaskGRPOLM(TemplateLM):
             raise OptionError("--model_args pretrained", pretrained, "no masked diffusion model; use `--model hf`")
         self.model_config = load_model_config(path)
         self.own_blocks = block_length_of(self.model_config.hf_config)
-        self.sampler = SAMPLERS[self.own_blocks is not None]
+        self.sampler = DEFAULT_SAMPLERS["text" if self.own_blocks is None else "blocks"]
         for name, value in {**options, **({} if steps is None else {"steps": steps})}.items():
             if name not in IGNORED + option_names(self.sampler):
                 allowed = f"{self.sampler} has no such argument; see maskgrpo_plugin.lm_eval_model"

@@ -114,41 +114,16 @@ def make_diffusion_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> 
 
 def make_autoregressive_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
     """The autoregressive twin: a Llama of the same size, vocabulary and seed."""
-    config = LlamaConfig(
-        hidden_size=recipe.d_model,
-        num_attention_heads=recipe.n_heads,
-        num_key_value_heads=recipe.n_heads,
-        num_hidden_layers=recipe.n_layers,
-        intermediate_size=recipe.mlp_hidden_size,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=256,
-        initializer_range=recipe.init_std,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return _with_random_weights(LlamaForCausalLM, config, recipe)
+    return _with_random_weights(LlamaForCausalLM, LlamaConfig(**_sizes(tokenizer, recipe)), recipe)
 
 
 def make_block_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> SDARForCausalLM:
     """The block-diffusion twin: SDAR's layout, in the same size, vocabulary and seed."""
     config = SDARConfig(
-        hidden_size=recipe.d_model,
-        num_attention_heads=recipe.n_heads,
-        num_key_value_heads=recipe.n_heads,
+        **_sizes(tokenizer, recipe),
         head_dim=recipe.d_model // recipe.n_heads,
-        num_hidden_layers=recipe.n_layers,
-        intermediate_size=recipe.mlp_hidden_size,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=256,
-        initializer_range=recipe.init_std,
-        tie_word_embeddings=False,
         block_size=recipe.block_size,
         mask_token_id=tokenizer.mask_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
     return _with_random_weights(SDARForCausalLM, config, recipe)
 
@@ -199,6 +174,24 @@ def main(arguments: list[str] | None = None) -> int:
     make(options.output_dir, Recipe(seed=options.seed))
     sys.stdout.write(f"{options.output_dir}: {', '.join(INITIAL)}, sft, data\n")
     return 0
+
+
+def _sizes(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> dict[str, Any]:
+    """The recipe and the tokenizer in the names of transformers' decoders."""
+    return {
+        "hidden_size": recipe.d_model,
+        "num_attention_heads": recipe.n_heads,
+        "num_key_value_heads": recipe.n_heads,
+        "num_hidden_layers": recipe.n_layers,
+        "intermediate_size": recipe.mlp_hidden_size,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 256,
+        "initializer_range": recipe.init_std,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def _with_random_weights(model_class: type, config: PretrainedConfig, recipe: Recipe) -> Any:

@@ -28,6 +28,13 @@ def pytest_configure():
         raise pytest.UsageError(f"GOLDEN_DIR: {problem}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_is_left():
+    """A file that leaves a process group behind fails itself, and not the files after it in its worker."""
+    yield
+    assert not torch.distributed.is_initialized(), "the tests of this file left torch's process group"
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """The folder of golden numbers, one folder per family."""

@@ -37,6 +37,7 @@ from maskgrpo_plugin.diffusion.samplers.base import SamplerOutput
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.registry import block_length_of
+from maskgrpo_plugin.models.special_tokens import answer_length
 from maskgrpo_plugin.rewards import score
 from maskgrpo_plugin.trainer.losses import compares_with_old
 from maskgrpo_plugin.workers.engine import MaskedDiffusionEngine
@@ -287,8 +288,7 @@ class Run:
         stops = set(self.family.stop_token_ids)
         found = []
         for row, tokens in zip(rows, output.sequences[:, width:].tolist(), strict=True):
-            end = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
-            text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            text = self.tokenizer.decode(tokens[: answer_length(tokens, stops)], skip_special_tokens=True)
             extra = dict(row["extra_info"])
             found.append(score(extra.pop("task"), text, row["reward_model"]["ground_truth"], **extra))
         return found

@@ -17,6 +17,7 @@ __all__ = [
     "REMASKING_MODES",
     "RemaskOutput",
     "ar_like_keep_probability",
+    "least_noise",
     "mask_prompt",
     "remask",
     "response_noise",
@@ -104,6 +105,20 @@ def response_noise(maskable: Tensor, *, seed: int, keys: Tensor) -> Tensor:
         (B, L) float64, meaningless where not maskable.
     """
     return _noise_by_rank(maskable, combine_seed(seed, *_COMPLETION_STREAM), keys)
+
+
+def least_noise(noise: Tensor, region: Tensor, count: Tensor) -> Tensor:
+    """The `count` positions of a region that have the least noise: a draw without replacement; (B, L) bool.
+
+    With the noise [.3, .1, .9, .2], the region [1, 1, 1, 0] and the count 2: [1, 1, 0, 0].
+
+    Args:
+        noise: (B, L), finite; of the positions, see `response_noise`.
+        region: (B, L) bool.
+        count: (B, 1).
+    """
+    rank = noise.masked_fill(~region, torch.inf).argsort(-1).argsort(-1)
+    return region & (rank < count)
 
 
 def mask_prompt(tokens: Tensor, prompt: Tensor, ratio: float, *, seed: int, keys: Tensor, mask_token_id: int) -> Tensor:

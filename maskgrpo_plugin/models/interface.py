@@ -16,7 +16,7 @@ from maskgrpo_plugin.diffusion.samplers.block_causal.cache import PrefixCache
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
 from maskgrpo_plugin.models.layout import Layout, at_columns, lay_out, rectangular_mask
 from maskgrpo_plugin.models.predictor import MaskedDiffusionOutput, MaskPredictor
-from maskgrpo_plugin.models.two_copies import TwoCopies, even_packing
+from maskgrpo_plugin.models.two_copies import TwoCopies
 from maskgrpo_plugin.models.weight_files import check_loaded
 
 __all__ = ["Layout", "MaskPredictor", "MaskPredictorModel", "MaskedDiffusionOutput", "at_columns", "linear"]
@@ -181,7 +181,7 @@ class MaskPredictorModel(PreTrainedModel):
             attention_mask = None
         given = input_ids if inputs_embeds is None else inputs_embeds
         if clean_ids is not None and packing is None:
-            packing = even_packing(clean_ids)
+            packing = Packing.from_lengths([clean_ids.shape[1]] * clean_ids.shape[0], clean_ids.device)
         is_line = packing is not None and given is not None and packing.is_line(given)
         if packing is not None and not is_line:
             input_ids, inputs_embeds, position_ids = (

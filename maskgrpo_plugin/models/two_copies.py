@@ -35,12 +35,10 @@ class TwoCopies:
     @classmethod
     def of(cls, packing: Packing, block_length: int) -> TwoCopies:
         """Both copies of the rows of a packing; never waits for the device."""
-        starts = packing.boundaries[:-1].long()
         lengths = packing.boundaries.diff().long()
+        position, row = packing.position_ids[0], packing.index // packing.mask.shape[1]
         token = torch.arange(packing.tokens, device=lengths.device)
-        row = torch.searchsorted(packing.boundaries[1:], token.to(torch.int32), right=True)
-        position = token - starts[row]
-        noisy = 2 * starts[row] + position
+        noisy = 2 * token - position
         clean = noisy + lengths[row]
         line = torch.zeros(2 * packing.tokens, dtype=torch.int64, device=token.device)
         width = 2 * packing.longest
@@ -80,12 +78,3 @@ class TwoCopies:
         is_noisy[0, self.noisy] = True
         mask = two_copy_mask(packing.unpack(packing.position_ids), packing.unpack(is_noisy), self.block_length)
         return Layout(packing.position_ids, mask & packing.mask[:, None, None, :], packing, columns)
-
-
-def even_packing(tokens: Tensor) -> Packing:
-    """The packing of a batch (B, L, …) without padding."""
-    rows, length = tokens.shape[:2]
-    index = torch.arange(rows * length, device=tokens.device)
-    boundaries = torch.arange(rows + 1, device=tokens.device, dtype=torch.int32) * length
-    mask = torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
-    return Packing(mask, index, (index % length).unsqueeze(0), boundaries, length)

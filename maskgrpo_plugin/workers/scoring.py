@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from maskgrpo_plugin.diffusion.estimators import clean_copy
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.experts import recorded_experts, routing_difference
@@ -49,14 +50,15 @@ def first_pass(data: TensorDict, plan: StepPlan, mask_token_id: int) -> Canvases
     rows = rows_of(data, plan, estimator, mask_token_id)
     noise = estimator.passes(rows, seed=plan.seed, step=plan.step, update=0)[0]
     kept = estimator.attended(rows)
+    clean = None
+    if rows.block_length is not None:
+        clean = clean_copy(noise.noisy, rows.tokens, rows.prompt)[kept].tolist()
     return Canvases(
         ids=noise.noisy[kept].tolist(),
         lengths=kept.sum(-1).tolist(),
         places=noise.scored[kept].nonzero().squeeze(-1).tolist(),
         targets=rows.tokens[noise.scored].tolist(),
-        clean_ids=None
-        if rows.block_length is None
-        else torch.where(rows.prompt, noise.noisy, rows.tokens)[kept].tolist(),
+        clean_ids=clean,
     )
 
 

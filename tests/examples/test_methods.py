@@ -1,8 +1,10 @@
 """The comparison of methods: what a step of each costs and does to the weights, that cells go on, and the tables."""
 
 import json
+import os
 from dataclasses import replace
 from itertools import cycle, islice
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -40,6 +42,14 @@ SMALL = [
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left():
+    """A run in this process chooses its platform in the environment, and opens its process group."""
+    with patch.dict(os.environ):
+        yield
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

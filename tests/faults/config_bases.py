@@ -30,12 +30,16 @@ class Bases:
         self.folder, self.known = folder, {}
 
     def config(self, name, overrides):
-        if name not in self.known:
-            composed = ranks.compose_config(self.folder, name=name, folder_key=f"{name.partition('_')[0]}_dir")
+        groups = [override for override in overrides if override.startswith("method=")]
+        base = (name, *groups)
+        if base not in self.known:
+            folder_key = f"{name.partition('_')[0]}_dir"
+            composed = ranks.compose_config(self.folder, *groups, name=name, folder_key=folder_key)
             OmegaConf.set_struct(composed, True)
-            self.known[name] = pickle.dumps(composed)
-        config = pickle.loads(self.known[name])
-        ConfigLoaderImpl._apply_overrides_to_config(PARSER.parse_overrides(list(overrides)), config)
+            self.known[base] = pickle.dumps(composed)
+        config = pickle.loads(self.known[base])
+        values = [override for override in overrides if override not in groups]
+        ConfigLoaderImpl._apply_overrides_to_config(PARSER.parse_overrides(values), config)
         return config
 
     def refused(self, *overrides, name="quickstart"):

@@ -137,6 +137,18 @@ def test_sdars_sampler_token_for_token(golden_path, family, name, settings):
     check_rows(sampler_of, model, prompts, outputs, mask, steps or None)
 
 
+def llada2_sampler(settings, response, **more):
+    return build_sampler(
+        "block_causal",
+        response_length=response,
+        block_length=settings["block_length"],
+        steps_per_block=settings["steps"],
+        parallel="threshold",
+        threshold=settings["threshold"],
+        **more,
+    )
+
+
 @pytest.mark.parametrize(("family", "name", "settings"), runs_of("llada2_moe_tiny"))
 def test_llada2s_sampler_token_for_token(golden_path, family, name, settings):
     if settings and settings["eos_id"] >= 0:
@@ -144,15 +156,7 @@ def test_llada2s_sampler_token_for_token(golden_path, family, name, settings):
     model, golden = load(golden_path(family)), load_file(golden_path(family, "decode.safetensors"))
 
     def sampler_of(response, cache):
-        return build_sampler(
-            "block_causal",
-            response_length=response,
-            block_length=settings["block_length"],
-            steps_per_block=settings["steps"],
-            parallel="threshold",
-            threshold=settings["threshold"],
-            cache=cache,
-        )
+        return llada2_sampler(settings, response, cache=cache)
 
     for number in range(len(settings["prompt_lengths"])):
         prompts, outputs = list(golden[f"prompt{number}"]), list(golden[f"{name}.{number}"])
@@ -165,17 +169,6 @@ def test_llada2s_answers_end_where_the_published_ones_do(golden_path, family, na
         pytest.skip("no end token")
     model, golden = load(golden_path(family)), load_file(golden_path(family, "decode.safetensors"))
 
-    def sampler_of(response):
-        return build_sampler(
-            "block_causal",
-            response_length=response,
-            block_length=settings["block_length"],
-            steps_per_block=settings["steps"],
-            parallel="threshold",
-            threshold=settings["threshold"],
-            stop_token_ids=(settings["eos_id"],),
-        )
-
     block, ended = settings["block_length"], 0
     for number in range(len(settings["prompt_lengths"])):
         for row, prompt in enumerate(golden[f"prompt{number}"]):
@@ -183,9 +176,8 @@ def test_llada2s_answers_end_where_the_published_ones_do(golden_path, family, na
             if published[: len(prompt)].equal(prompt):
                 published = published[len(prompt) :]
             whole = -(-(len(prompt) + settings["gen_length"]) // block) * block
-            ours = sampler_of(whole - len(prompt)).generate(
-                model, prompt[None], mask_token_id=settings["mask_token_id"]
-            )
+            sampler = llada2_sampler(settings, whole - len(prompt), stop_token_ids=(settings["eos_id"],))
+            ours = sampler.generate(model, prompt[None], mask_token_id=settings["mask_token_id"])
             assert ours.sequences[0, len(prompt) :][: len(published)].tolist() == published.tolist()
             ended += len(published) < settings["gen_length"]
     assert ended

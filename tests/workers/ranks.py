@@ -13,6 +13,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[2]
+SGD = [
+    "actor_rollout_ref.rollout.n=2",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.actor.optim.optimizer=SGD",
+    "actor_rollout_ref.actor.optim.lr=0.5",
+    "actor_rollout_ref.actor.optim.clip_grad=1000.0",
+]
+ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 
 
 def compose_config(folder, *overrides, name="quickstart", folder_key="quickstart_dir"):
@@ -250,3 +260,9 @@ def _plain(value):
 
     values = value if isinstance(value, list) else [value]
     return [float(v.aggregate() if isinstance(v, Metric) else v) for v in values if v is not None]
+
+
+def on_one_rank(folder, variants, batch, out):
+    """What one rank's SGD step gives under each variant's overrides, by its name."""
+    results = run_ranks(1, folder, [[*SGD, *variant] for variant in variants.values()], batch, out)[0]
+    return dict(zip(variants, results, strict=True))

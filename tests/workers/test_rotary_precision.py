@@ -32,7 +32,8 @@ def score_by_both(folder, overrides, _batch, **job):
     noisy[:, LENGTH // 2 :: 2] = server.family.mask_token_id
     places = (noisy == server.family.mask_token_id).flatten().nonzero().squeeze(-1)
     canvases = Canvases(noisy.flatten().tolist(), [LENGTH] * 2, places.tolist(), tokens.flatten()[places].tolist())
-    return {"actor": worker.score(canvases), "server": asyncio.run(server.score(canvases))}
+    actor, server = worker.score(canvases), asyncio.run(server.score(canvases))
+    return {"actor": actor.log_probs, "server": server.log_probs}
 
 
 @pytest.fixture(scope="module")

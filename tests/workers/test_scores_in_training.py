@@ -10,24 +10,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-SGD = [
-    "actor_rollout_ref.rollout.n=2",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.actor.optim.optimizer=SGD",
-    "actor_rollout_ref.actor.optim.lr=0.5",
-    "actor_rollout_ref.actor.optim.clip_grad=1000.0",
-]
-ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 ESPO = ["method=espo", "algorithm.estimation.mu=2", "actor_rollout_ref.actor.kl_loss_coef=1.0"]
 BGPO = ["method=bgpo", "algorithm.estimation.mu=2", "algorithm.estimation.options.draws=3"]
 VARIANTS = {
     "espo": ESPO,
-    "espo_micro": [*ESPO, *ONE_BY_ONE],
+    "espo_micro": [*ESPO, *ranks.ONE_BY_ONE],
     "espo_no_kl": [*ESPO, "actor_rollout_ref.actor.use_kl_loss=false"],
     "bgpo": BGPO,
-    "bgpo_micro": [*BGPO, *ONE_BY_ONE],
+    "bgpo_micro": [*BGPO, *ranks.ONE_BY_ONE],
 }
 
 
@@ -38,9 +28,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def one_rank(tiny_run, batch, tmp_path_factory):
-    overrides = [[*SGD, *variant] for variant in VARIANTS.values()]
-    results = ranks.run_ranks(1, tiny_run, overrides, batch, tmp_path_factory.mktemp("one_rank"))[0]
-    return dict(zip(VARIANTS, results, strict=True))
+    return ranks.on_one_rank(tiny_run, VARIANTS, batch, tmp_path_factory.mktemp("one_rank"))
 
 
 def largest_difference(weights, others):
@@ -77,7 +65,7 @@ def test_the_kl_term_is_of_scores(one_rank):
 
 def test_two_ranks_update_as_one(tiny_run, batch, one_rank, tmp_path):
     names = ("espo", "bgpo")
-    results = ranks.run_ranks(2, tiny_run, [[*SGD, *VARIANTS[name]] for name in names], batch, tmp_path)
+    results = ranks.run_ranks(2, tiny_run, [[*ranks.SGD, *VARIANTS[name]] for name in names], batch, tmp_path)
     for number, name in enumerate(names):
         first, second = (result[number] for result in results)
         assert largest_difference(first["weights"], second["weights"]) == 0

@@ -228,5 +228,5 @@ def test_a_server_scores_tokens_as_its_model_does(tiny_run):
     with torch.inference_mode():
         first, second = (server.model(torch.tensor([row])).logits[0].log_softmax(-1) for row in rows)
     expected = [first[3, 12], first[4, 13], second[2, 15]]
-    assert run(server.score(canvases)) == pytest.approx([float(value) for value in expected], abs=1e-5)
+    assert run(server.score(canvases)).log_probs == pytest.approx([float(value) for value in expected], abs=1e-5)
     assert run(ask(server, [0], 0.0))

@@ -15,17 +15,6 @@ from maskgrpo_plugin.diffusion.levels import mask_levels
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.remasking import remask
 
-SGD = [
-    "actor_rollout_ref.rollout.n=2",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.actor.optim.optimizer=SGD",
-    "actor_rollout_ref.actor.optim.lr=0.5",
-    "actor_rollout_ref.actor.optim.clip_grad=1000.0",
-    "actor_rollout_ref.actor.optim.clip_grad=1000.0",
-]
-ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 DYNAMIC = [
     "actor_rollout_ref.actor.use_dynamic_bsz=true",
     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
@@ -37,7 +26,7 @@ COUPLED = ["algorithm.estimation.estimator=coupled"]
 TRAJECTORY = ["algorithm.estimation.estimator=trajectory", "algorithm.estimation.mu=1"]
 VARIANTS = {
     "plain": [],
-    "micro": [*ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2"],
+    "micro": [*ranks.ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2"],
     "dynamic": DYNAMIC,
     "one_level": ["algorithm.estimation.mu=1"],
     "inverse_t": ["algorithm.estimation.mu=1", "algorithm.estimation.options.time_weighting=inverse_t"],
@@ -49,13 +38,13 @@ VARIANTS = {
     "unigrpo": ["algorithm.estimation.estimator=unigrpo"],
     "diffu_grpo": ["algorithm.estimation.estimator=diffu_grpo"],
     "coupled": COUPLED,
-    "coupled_micro": [*COUPLED, *ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1"],
+    "coupled_micro": [*COUPLED, *ranks.ONE_BY_ONE, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1"],
     "trajectory": TRAJECTORY,
-    "trajectory_micro": [*TRAJECTORY, *ONE_BY_ONE],
+    "trajectory_micro": [*TRAJECTORY, *ranks.ONE_BY_ONE],
     "trajectory_dynamic": [*TRAJECTORY, *DYNAMIC],
     "tracerl": [*TRAJECTORY, "actor_rollout_ref.actor.policy_loss.loss_mode=tracerl"],
     "gmpo": ["actor_rollout_ref.actor.policy_loss.loss_mode=maskgrpo_gmpo"],
-    "gmpo_micro": [*ONE_BY_ONE, "actor_rollout_ref.actor.policy_loss.loss_mode=maskgrpo_gmpo"],
+    "gmpo_micro": [*ranks.ONE_BY_ONE, "actor_rollout_ref.actor.policy_loss.loss_mode=maskgrpo_gmpo"],
     "gspo": [
         "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
         "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
@@ -74,9 +63,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def one_rank(tiny_run, batch, tmp_path_factory):
-    overrides = [[*SGD, *variant] for variant in VARIANTS.values()]
-    results = ranks.run_ranks(1, tiny_run, overrides, batch, tmp_path_factory.mktemp("one_rank"))[0]
-    return dict(zip(VARIANTS, results, strict=True))
+    return ranks.on_one_rank(tiny_run, VARIANTS, batch, tmp_path_factory.mktemp("one_rank"))
 
 
 def row_tensors(batch, row):
@@ -191,7 +178,7 @@ def test_gmpo_does_not_depend_on_micro_batches(one_rank):
 
 def test_two_ranks_update_as_one(tiny_run, batch, one_rank, tmp_path):
     variants = ("plain", "gmpo", "trajectory", "trajectory_dynamic", "coupled", "tracerl")
-    results = ranks.run_ranks(2, tiny_run, [[*SGD, *VARIANTS[name]] for name in variants], batch, tmp_path)
+    results = ranks.run_ranks(2, tiny_run, [[*ranks.SGD, *VARIANTS[name]] for name in variants], batch, tmp_path)
     for number, variant in enumerate(variants):
         first, second = (result[number] for result in results)
         assert_same(first["weights"], second["weights"], atol=0)

@@ -10,6 +10,7 @@ from maskgrpo_plugin.diffusion.estimators.base import (
     Pass,
     Rows,
     build_estimator,
+    clean_copy,
     make_pass,
     register_estimator,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Pass",
     "Rows",
     "build_estimator",
+    "clean_copy",
     "make_pass",
     "register_estimator",
 ]

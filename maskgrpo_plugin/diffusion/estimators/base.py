@@ -47,6 +47,10 @@ class Rows:
         """(B, L) int64, number of the row's tokens before each one."""
         return (self.attended.long().cumsum(-1) - 1).clamp(min=0)
 
+    def response_blocks(self, block_length: int) -> Tensor:
+        """(B, L) int64, the block of each response token, counted from the first one; 0 before it."""
+        return (self.response.long().cumsum(-1) - 1).clamp(min=0) // block_length
+
     @property
     def tail(self) -> Tensor:
         """(B, L) bool, response tokens after the first end token."""
@@ -72,6 +76,13 @@ class Pass:
 def make_pass(noisy: Tensor, scored: Tensor, weight: float = 1.0) -> Pass:
     """A pass in which every scored token has the same factor."""
     return Pass(noisy, scored, scored.double() * weight)
+
+
+def clean_copy(noisy: Tensor, tokens: Tensor, prompt: Tensor) -> Tensor:
+    """What a block-causal model sees of the blocks before a noisy one: the pass's own prompt, which an estimator may
+    mask, and the true tokens of the response; (…, L) each, `prompt` bool.
+    """
+    return torch.where(prompt, noisy, tokens)
 
 
 def after_first_stop(tokens: Tensor, response: Tensor, stop_token_ids: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, register_estimator
 from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise, unit_float
-from maskgrpo_plugin.diffusion.remasking import response_noise
+from maskgrpo_plugin.diffusion.remasking import least_noise, response_noise
 from maskgrpo_plugin.errors import check_number
 
 _LEVEL_STREAM = 0x7374726174  # "strat": keeps the shift of the levels apart from the masks of the same seed and step
@@ -87,15 +87,15 @@ class Denoising(Estimator):
             is_image = (rows.image_tokens > 0).any(-1, keepdim=True)
             share = torch.cos(position * (torch.pi / 2)).clamp(min=self.least_image_level).unsqueeze(1)
             count = (share * length).round().clamp(min=1)
-            rank = noise.masked_fill(~maskable, torch.inf).argsort(-1).argsort(-1)
-            masked, hidden = torch.where(is_image, maskable & (rank < count), masked), hidden & ~is_image
+            masked = torch.where(is_image, least_noise(noise, maskable, count), masked)
+            hidden = hidden & ~is_image
             weight = torch.where(is_image, 1 / count, weight)
         return [Pass(self.clean(rows).masked_fill(masked | hidden, rows.mask_token_id), masked, masked * weight)]
 
     def _blocks(self, rows: Rows, maskable: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The block (B, L) of each response token, and the one (B, 1) that is learned."""
         assert self.block_length is not None
-        block = (rows.response.cumsum(-1) - 1) // self.block_length
+        block = rows.response_blocks(self.block_length)
         last = block.masked_fill(~(maskable & ~rows.tail), 0).amax(-1, keepdim=True)
         return block, (uniform_noise(seed, rows.keys, 1) * (last + 1)).long()
 

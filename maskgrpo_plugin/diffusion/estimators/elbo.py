@@ -115,7 +115,7 @@ class ELBO(Estimator):
             else:
                 count = (level[0] * size.double()).long().clamp(min=1)
             noise = response_noise(maskable, seed=combine_seed(seed, number), keys=rows.keys)
-            found.append(_least(noise, maskable, block, size, count))
+            found.append(_least(noise, maskable, block, count))
         return found
 
     def passes_of(self, rows: Rows, masks: Sequence[Tensor]) -> list[Pass]:
@@ -143,7 +143,7 @@ class ELBO(Estimator):
         """(B, L) int64, the block of each response token, 0 elsewhere."""
         if self.block_length is None:
             return torch.zeros_like(rows.tokens)
-        return (rows.response.long().cumsum(-1) - 1).clamp(min=0) // self.block_length
+        return rows.response_blocks(self.block_length)
 
     def _random_count(self, rows: Rows, block: Tensor, size: Tensor, seed: int, draw: int) -> Tensor:
         """(B, L) int64, how many tokens a draw masks of each token's block."""
@@ -170,7 +170,7 @@ def _per_block(chosen: Tensor, block: Tensor) -> Tensor:
     return counts.gather(1, block)
 
 
-def _least(noise: Tensor, maskable: Tensor, block: Tensor, size: Tensor, count: Tensor) -> Tensor:
+def _least(noise: Tensor, maskable: Tensor, block: Tensor, count: Tensor) -> Tensor:
     """(B, L) bool: in each block the `count` maskable positions of least noise.
 
     With the noise [.3, .1, .9, .2], all of one block, and the count 2: [0, 1, 0, 1].

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, register_estimator
 from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise
-from maskgrpo_plugin.diffusion.remasking import mask_prompt, response_noise
+from maskgrpo_plugin.diffusion.remasking import least_noise, mask_prompt, response_noise
 from maskgrpo_plugin.errors import OptionError, check_choice, check_number
 
 KINDS = ("block_random", "random", "block_all", "all")
@@ -120,7 +120,7 @@ class SPG(Estimator):
         after = torch.zeros_like(maskable)
         region, earlier = maskable, torch.zeros_like(maskable)
         if self.kind.startswith("block"):
-            block = (rows.response.long().cumsum(-1) - 1).clamp(min=0) // self.block_length
+            block = rows.response_blocks(self.block_length)
             drawn = self._drawn_block(rows, block, seed, draw)
             region, after, earlier = (maskable & chosen for chosen in (block == drawn, block > drawn, block < drawn))
         noise = response_noise(maskable, seed=combine_seed(seed, draw), keys=rows.keys)
@@ -131,8 +131,7 @@ class SPG(Estimator):
             low, high = ((level * size).floor().clamp(min=1) for level in (self.min_level, self.max_level))
             u = uniform_noise(combine_seed(_LEVEL_STREAM, seed, draw), rows.keys, 1)
             count = low + (u * (high - low + 1)).floor()
-            rank = noise.masked_fill(~region, torch.inf).argsort(-1).argsort(-1)
-            inside = region & (rank < count)
+            inside = least_noise(noise, region, count)
         return inside | after | (earlier & (noise < self.earlier_mask_ratio))
 
     def _drawn_block(self, rows: Rows, block: Tensor, seed: int, draw: int) -> Tensor:

@@ -93,6 +93,10 @@ class SequenceLoss(ABC):
             config: actor config with `clip_ratio_low`, `clip_ratio_high`, `clip_ratio_c`, `kl_loss_coef`.
         """
 
+    def chosen(self, estimates: Tensor, advantages: Tensor) -> Tensor:
+        """The estimates that are added up to scores, (u, r); `estimates` (u, r, 2) where they are bounds."""
+        return estimates
+
     def __call__(
         self,
         old_log_prob: Tensor,
@@ -106,7 +110,7 @@ class SequenceLoss(ABC):
         """The loss of some rows.
 
         Args:
-            old_log_prob, log_prob: (u, r) estimates ℓ̂, 0 where nothing is scored.
+            old_log_prob, log_prob: (u, r) estimates ℓ̂, 0 where nothing is scored; (u, r, 2) where they are bounds.
             advantages: (u, r), equal along a row.
             response_mask: (u, r) the counted tokens.
             loss_agg_mode: see the class.
@@ -118,8 +122,8 @@ class SequenceLoss(ABC):
         """
         mask, counted = response_mask.bool(), response_mask.sum(-1)
         scores = Scores(
-            new=_score(log_prob, mask),
-            old=_score(old_log_prob, mask),
+            new=_score(self.chosen(log_prob, advantages), mask),
+            old=_score(self.chosen(old_log_prob, advantages), mask),
             reference=self._reference(config, mask),
             advantage=_of_row(advantages, mask),
             divisor=self._divisor(counted),

@@ -1,7 +1,7 @@
 """The policy loss `spg`: a lower bound of the log-likelihood is pushed up, an upper bound down."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,22 +38,9 @@ class SPGLoss(Reinforce):
         check_choice("bound", self.bound, BOUNDS)
         check_number("mix_weight", self.mix_weight, 0, 1)
 
-    def __call__(
-        self,
-        old_log_prob: Tensor,
-        log_prob: Tensor,
-        advantages: Tensor,
-        response_mask: Tensor,
-        loss_agg_mode: str = "token-mean",
-        config: Any = None,
-        rollout_is_weights: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """As `SequenceLoss`; `old_log_prob` and `log_prob` are (u, r, 2), lower and upper bound."""
-        old, new = (self._chosen(bounds, advantages) for bounds in (old_log_prob, log_prob))
-        return super().__call__(old, new, advantages, response_mask, loss_agg_mode, config, rollout_is_weights)
-
-    def _chosen(self, bounds: Tensor, advantages: Tensor) -> Tensor:
-        lower, upper = bounds.unbind(-1)
+    def chosen(self, estimates: Tensor, advantages: Tensor) -> Tensor:
+        """See `SequenceLoss.chosen`: of the lower and the upper bound, by the sign of the advantage."""
+        lower, upper = estimates.unbind(-1)
         weight = {"mix": self.mix_weight, "upper": 1.0, "lower": 0.0, "zero": 0.0}[self.bound]
         below = torch.zeros_like(lower) if self.bound == "zero" else weight * upper + (1 - weight) * lower
         return torch.where(advantages > 0, lower, below)

@@ -15,7 +15,7 @@ from tensordict import NonTensorData, TensorDict
 from torch import Tensor
 from torch.nn.functional import pad
 
-from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows
+from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows, clean_copy
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan
 
 PER_UPDATE = ("old_log_probs", "ref_log_prob")
@@ -263,7 +263,7 @@ def make_line(units: Units, chosen: Tensor, *, guided: bool) -> Line:
     tokens, prompt = (
         part[row, :longest].unsqueeze(1).expand(scored.shape) for part in (units.rows.tokens, units.rows.prompt)
     )
-    clean_ids = None if units.rows.block_length is None else torch.where(prompt, noisy, tokens)[kept]
+    clean_ids = None if units.rows.block_length is None else clean_copy(noisy, tokens, prompt)[kept]
     if guided:
         uncond_ids, uncond_scored, uncond_lengths = _uncond_line(units, row, noisy, scored, kept)
         places = torch.cat([places, uncond_scored.nonzero().squeeze(-1) + len(ids)])
