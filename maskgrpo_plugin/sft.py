@@ -9,6 +9,7 @@ import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -31,7 +32,6 @@ def run(config: DictConfig) -> None:
     from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 
     from maskgrpo_plugin import extensions
-    from maskgrpo_plugin.trainer.sft import DenoisingTrainer
     from maskgrpo_plugin.trainer.sft_checks import check_sft
 
     extensions.read_config(config)
@@ -42,9 +42,17 @@ def run(config: DictConfig) -> None:
     else:
         initialize_global_process_group()
     try:
-        DenoisingTrainer(config).fit()
+        make_trainer(config).fit()
     finally:
         destroy_global_process_group()
+
+
+def make_trainer(config: DictConfig) -> Any:
+    """The trainer of a checked config, in a process of the run."""
+    from maskgrpo_plugin.trainer.preference import PreferenceTrainer
+    from maskgrpo_plugin.trainer.sft import DenoisingTrainer
+
+    return DenoisingTrainer(config) if config.preference is None else PreferenceTrainer(config)
 
 
 def _alone_without_torchrun() -> None:

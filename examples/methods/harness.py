@@ -186,7 +186,7 @@ class Run:
         began = time.perf_counter()
         rollouts = self.roll_out(rows, numbers)
         self._estimate_before(rollouts.data)
-        rollouts.data["advantages"] = self._advantages(rollouts)
+        rollouts.data["advantages"] = self.advantages(rollouts)
         for update in range(self.estimator.updates):
             self.update(rollouts.data, update)
         self.step += 1
@@ -251,7 +251,7 @@ class Run:
                 output = engine.forward_backward_batch(data.clone(recurse=False), None, forward_only=True)
                 data[name] = response_from_nested(output["model_output"]["log_probs"], data["response_mask"])
 
-    def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
+    def advantages(self, rollouts: Rollouts) -> torch.Tensor:
         """Jagged (B, r), the config's advantages of the rewards."""
         mask = rollouts.data["response_mask"].to_padded_tensor(0).float()
         rewards = torch.zeros_like(mask)

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import Family, ImageFamily
@@ -52,6 +52,11 @@ class Example:
             answer_ids=self.answer_ids + (end_token_id,) * missing,
             learned=self.learned + (True,) * missing,
         )
+
+    def cut(self, length: int) -> "Example":
+        """With the answer cut, so that it is of `length` tokens in all at most."""
+        room = length - len(self.prompt_ids)
+        return replace(self, answer_ids=self.answer_ids[:room], learned=self.learned[:room])
 
     def without_caption(self) -> "Example":
         """With the prompt of no text, where the family has one."""
@@ -153,7 +158,37 @@ class RowReader:
         return Example(tuple(visible(layout.prompt_ids, layout.prompt_mask)), answer, (True,) * len(answer))
 
 
-class Examples(Sequence[Example]):
+class Item(Protocol):
+    """What a row becomes: an example, or a pair of them."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the answer is an image."""
+        ...
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens that are given."""
+        ...
+
+    def __len__(self) -> int:
+        """Tokens of prompt and answer, of the longer one of a pair."""
+        ...
+
+    def cut(self, length: int) -> Any:
+        """With at most `length` tokens."""
+        ...
+
+
+class Reader(Protocol):
+    """Turns rows into items."""
+
+    def read(self, row: Mapping[str, Any]) -> Sequence[Item]:
+        """The items of a row, or ValueError with what is wrong with it."""
+        ...
+
+
+class Examples(Sequence[Any]):
     """The examples of a file, each made of its row when it is asked for: tokens as Python numbers take ten times the
     memory of the rows.
 
@@ -165,7 +200,7 @@ class Examples(Sequence[Example]):
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], reader: RowReader, places: Sequence[tuple[int, int]], max_length: int
+        self, rows: Sequence[Mapping[str, Any]], reader: Reader, places: Sequence[tuple[int, int]], max_length: int
     ):
         self.rows, self.reader, self.places, self.max_length = rows, reader, places, max_length
 
@@ -174,14 +209,12 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, number: Any) -> Any:
         row, turn = self.places[number]
-        example = self.reader.read(self.rows[row])[turn]
-        room = self.max_length - len(example.prompt_ids)
-        return replace(example, answer_ids=example.answer_ids[:room], learned=example.learned[:room])
+        return self.reader.read(self.rows[row])[turn].cut(self.max_length)
 
 
 def read_examples(
     rows: Sequence[Mapping[str, Any]],
-    reader: RowReader,
+    reader: Reader,
     *,
     key: str,
     name: str,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from maskgrpo_plugin.models.registry import block_length_of
 from maskgrpo_plugin.trainer.checkpoints import STEP, explained
 from maskgrpo_plugin.trainer.image_log import log_contact_sheet
 from maskgrpo_plugin.trainer.run_record import record_run
-from maskgrpo_plugin.trainer.sft_batches import BatchOrder, divide
+from maskgrpo_plugin.trainer.sft_batches import BatchOrder, Slot, divide
 from maskgrpo_plugin.trainer.sft_data import Source, read_sources
 from maskgrpo_plugin.trainer.sft_images import make_sketcher
 from maskgrpo_plugin.trainer.sft_objectives import MaskedDenoising, NextToken, Objective
@@ -68,7 +68,12 @@ class DenoisingTrainer(SFTTrainer):
 
     Args:
         config: as `configs/sft_base.yaml` has it, checked by `check_sft`.
+
+    Class attributes:
+        judged: names of the numbers that a validation row has.
     """
+
+    judged: ClassVar[tuple[str, ...]] = ("loss",)
 
     def _build_dataset(self) -> None:
         self.model_config.model_type = self.config.model.model_type
@@ -164,12 +169,7 @@ class DenoisingTrainer(SFTTrainer):
         started = time.perf_counter()
         rank, ranks = self.engine.get_data_parallel_rank(), self.engine.get_data_parallel_size()
         slots = self.order.batch(step)[rank::ranks]
-        examples = [
-            self._with_caption_dropped(self.sources[slot.source].train[slot.row], step, slot.key) for slot in slots
-        ]
-        data = self._batch(
-            examples, [slot.key for slot in slots], [slot.weight for slot in slots], step, self.order.batch_size
-        )
+        data, known = self._step_batch(slots, step)
         lengths = self._get_batch_seqlens(data)
         tu.assign_non_tensor(data, update_lr_scheduler=True, global_token_num=NonTensorData(lengths))
         output = self.training_client.train_batch(data=data)
@@ -177,12 +177,24 @@ class DenoisingTrainer(SFTTrainer):
         found = _numbers(tu.get(output, "metrics"))
         metrics = {(f"train/{key}" if key in RENAMED else key): value for key, value in found.items()}
         seconds = time.perf_counter() - started
-        return metrics | {
-            "train/tokens": float(sum(lengths)),
-            "train/epoch": step / self.steps_per_epoch,
-            "perf/tokens_per_second": sum(lengths) / seconds,
-            "perf/seconds": seconds,
-        }
+        return (
+            metrics
+            | known
+            | {
+                "train/tokens": float(sum(lengths)),
+                "train/epoch": step / self.steps_per_epoch,
+                "perf/tokens_per_second": sum(lengths) / seconds,
+                "perf/seconds": seconds,
+            }
+        )
+
+    def _step_batch(self, slots: Sequence[Slot], step: int) -> tuple[TensorDict, dict[str, float]]:
+        """The rank's batch of a step, and numbers that are known before it is trained on."""
+        examples = [
+            self._with_caption_dropped(self.sources[slot.source].train[slot.row], step, slot.key) for slot in slots
+        ]
+        keys, weights = [slot.key for slot in slots], [slot.weight for slot in slots]
+        return self._batch(examples, keys, weights, step, self.order.batch_size), {}
 
     def _with_caption_dropped(self, example: Example, step: int, key: int) -> Example:
         if not example.is_image:
@@ -192,27 +204,46 @@ class DenoisingTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean loss over the validation rows at fixed levels and masks, by source and over all, as `val/…`."""
+        """Means over the validation rows at fixed levels and masks, by source and over all, as `val/…`."""
         rank, ranks = self.engine.get_data_parallel_rank(), self.engine.get_data_parallel_size()
         rows, strata = self._validation_rows()
-        sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
+        sums = torch.zeros(len(self.sources), len(self.judged) + 1, dtype=torch.float64)
         size = self.config.data.val_batch_size or self.config.data.train_batch_size
         for batch in _pieces(rows[rank::ranks], max(size // ranks, 1)):
-            examples = [self.sources[row.source].validation[row.row] for row in batch]
-            data = self._batch(examples, [row.key for row in batch], [1.0] * len(batch), 0, strata)
-            tu.assign_non_tensor(data, compute_loss=False, use_dynamic_bsz=True)
-            output = self.training_client.infer_batch(data)
-            losses = self.objective.row_losses(output["log_probs"].cpu(), data).tolist()
-            for row, loss in zip(batch, losses, strict=True):
-                sums[row.source] += torch.tensor([row.share * loss, row.share], dtype=torch.float64)
-        sums = sums.to(get_device_name())
-        if ranks > 1:
-            torch.distributed.all_reduce(sums, group=self.engine.get_data_parallel_group())
-        metrics = {"val/loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
+            items = [self.sources[row.source].validation[row.row] for row in batch]
+            values = self._judge(items, [row.key for row in batch], strata).double()
+            for row, value in zip(batch, values, strict=True):
+                sums[row.source] += row.share * torch.cat([value, torch.ones(1)])
+        sums = self._added_up(sums)
+        found = {"val/": sums.sum(0)}
         if len(self.sources) > 1:
-            for source, (total, count) in zip(self.sources, sums.tolist(), strict=True):
-                metrics |= {f"val/{source.name}/loss": total / count} if count else {}
-        return metrics
+            found |= {f"val/{source.name}/": row for source, row in zip(self.sources, sums, strict=True)}
+        return {
+            f"{place}{name}": float(total / row[-1])
+            for place, row in found.items()
+            if row[-1]
+            for name, total in zip(self.judged, row, strict=False)
+        }
+
+    def _judge(self, items: Sequence[Any], keys: Sequence[int], strata: int) -> torch.Tensor:
+        """(b, len(judged)) of some validation rows at their keys' levels and masks."""
+        data = self._batch(items, keys, [1.0] * len(items), 0, strata)
+        return -self._bounds(data).unsqueeze(-1)
+
+    def _bounds(self, data: TensorDict, client: TrainingWorker | None = None, **settings: Any) -> torch.Tensor:
+        """(b,) what a model gives of each row without gradients: minus the row's loss."""
+        data = data.clone(recurse=False)
+        tu.assign_non_tensor(data, compute_loss=False, use_dynamic_bsz=True, **settings)
+        output = (client or self.training_client).infer_batch(data)
+        return -self.objective.row_losses(output["log_probs"].cpu(), data)
+
+    def _added_up(self, sums: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, on the host."""
+        if self.engine.get_data_parallel_size() == 1:
+            return sums
+        sums = sums.to(get_device_name())
+        torch.distributed.all_reduce(sums, group=self.engine.get_data_parallel_group())
+        return sums.cpu()
 
     def _validation_rows(self) -> tuple[list[ValidationRow], int]:
         """Every validation row at each of its draws, filled up to a multiple of the ranks; and the strata of the keys.

@@ -38,6 +38,25 @@ DATA = {
     "caption_dropout": SHARE,
     "val_draws": COUNT,
 }
+DIVISORS = ("none", "length")
+PREFERENCE_IGNORED = {  # with pairs
+    "model": {
+        "model_type": Ignored(("masked_diffusion",), "pairs are learned by evidence bounds"),
+        "lora_adapter_path": Ignored((None,), "the reference is model.path; maskgrpo_plugin.export merges it"),
+    },
+    "data": {
+        "fill": Ignored(("none",), "the bound of an answer is of its own tokens, up to its end"),
+        "assistant_turns": Ignored(("all",), "of a pair the last answers are compared"),
+        "caption_dropout": Ignored((0.1, 0.0), "pairs are texts"),
+    },
+    "denoising": {
+        "least_level": Ignored((1e-3,), "masks are drawn by their number of tokens"),
+        "least_image_level": Ignored((0.3,), "pairs are texts"),
+        "label_smoothing": Ignored((0.0,), "pairs are texts"),
+        "block_length": Ignored((None,), "an answer is masked as a whole"),
+    },
+    "images": {"image_tokenizer": Ignored((None,), "pairs are texts")},
+}
 FILLS = ("batch", "max_length", "none")
 DATA_CHOICES = {"fill": FILLS, "truncation": TRUNCATIONS, "bad_rows": BAD_ROWS, "assistant_turns": TURNS}
 DATA_IGNORED = {
@@ -100,6 +119,8 @@ def check_sft(config: DictConfig, ranks: int = 1) -> None:
     if config.trainer.export_dir is not None:
         check_target("trainer.export_dir", Path(str(config.trainer.export_dir)).expanduser())
     check_device(config)
+    if config.preference is not None:
+        _check_preference(config)
     _check_denoising(config)
     _check_sources(config)
     _check_model(config)
@@ -116,6 +137,17 @@ def _check_denoising(config: DictConfig) -> None:
         build_estimator("denoising", **options)  # type: ignore[arg-type]
     except OptionError as error:
         raise error.under("denoising") from None
+
+
+def _check_preference(config: DictConfig) -> None:
+    check_ranges(config, "preference", {"beta": POSITIVE, "draws": COUNT, "length": COUNT_OR_NULL})
+    check_choices(config, "preference", {"divisor": DIVISORS})
+    divisor, length = config.preference.divisor, config.preference.length
+    if (divisor == "length") != (length is not None):
+        allowed = f"preference.divisor={divisor} and preference.length go together or not at all"
+        raise OptionError("preference.length", length, allowed)
+    for section, table in PREFERENCE_IGNORED.items():
+        check_ignored(config, section, table)
 
 
 def _check_sources(config: DictConfig) -> None:

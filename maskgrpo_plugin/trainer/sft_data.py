@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from maskgrpo_plugin.data.preference_rows import PairReader
 from maskgrpo_plugin.data.row_files import SUFFIXES, json_rows
-from maskgrpo_plugin.data.sft_rows import Example, RowReader, read_examples
+from maskgrpo_plugin.data.sft_rows import RowReader, read_examples
 from maskgrpo_plugin.errors import OptionError, first_line
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.special_tokens import stop_token_ids
@@ -48,12 +49,12 @@ class Source:
 
     Attributes:
         files: what it was read from.
-        train, validation: its examples.
+        train, validation: its examples, or pairs of them.
     """
 
     files: SourceFiles
-    train: Sequence[Example]
-    validation: Sequence[Example]
+    train: Sequence[Any]
+    validation: Sequence[Any]
 
     @property
     def name(self) -> str:
@@ -116,7 +117,7 @@ def read_sources(config: DictConfig, hf_config: PretrainedConfig, tokenizer: Pre
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
         raise OptionError("model.path", config.model.path, "its tokenizer names no end token")
-    reader = RowReader(
+    of_rows = RowReader(
         tokenizer=tokenizer,
         stop_token_ids=family.stop_token_ids if family else stop_token_ids(tokenizer),
         end_token_id=end,
@@ -125,8 +126,9 @@ def read_sources(config: DictConfig, hf_config: PretrainedConfig, tokenizer: Pre
         turns=data.assistant_turns,
         template_kwargs=template,
     )
+    reader = of_rows if config.preference is None else PairReader(of_rows)
 
-    def read(names: tuple[str, ...], key: str, most: int) -> Sequence[Example]:
+    def read(names: tuple[str, ...], key: str, most: int) -> Sequence[Any]:
         found = []
         for name in names:
             rows = _rows(key, name)
@@ -189,10 +191,10 @@ class TableRows(Sequence[Mapping[str, Any]]):
             yield from batch.to_pylist()
 
 
-class Chain(Sequence[Example]):
+class Chain(Sequence[Any]):
     """Sequences of examples, one after another."""
 
-    def __init__(self, parts: Sequence[Sequence[Example]]):
+    def __init__(self, parts: Sequence[Sequence[Any]]):
         self.parts = parts
         self.ends = list(accumulate(map(len, parts)))
 

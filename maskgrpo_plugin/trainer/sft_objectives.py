@@ -67,13 +67,20 @@ class MaskedDenoising(Objective):
     block_length: int | None = None
 
     model_type: ClassVar[str] = "masked_diffusion"
+    estimator: ClassVar[str] = "denoising"
 
     def batch(
         self, examples: Sequence[Example], keys: Sequence[int], weights: Sequence[float], step: int, strata: int
     ) -> TensorDict:
         """See `Objective.batch`."""
-        options = {**self.options, "strata": strata} | ({} if step else {"label_smoothing": 0.0})
-        plan = StepPlan("denoising", options, self.seed, step, self.stop_token_ids, block_length=self.block_length)
+        plan = StepPlan(
+            self.estimator,
+            self._estimator_options(step, strata),
+            self.seed,
+            step,
+            self.stop_token_ids,
+            block_length=self.block_length,
+        )
         fields = {
             "input_ids": [e.prompt_ids + e.answer_ids for e in examples],
             "prompts": [e.prompt_ids for e in examples],
@@ -88,9 +95,26 @@ class MaskedDenoising(Objective):
         tu.assign_non_tensor(data, estimation=plan.to_plain())
         return data
 
+    def _estimator_options(self, step: int, strata: int) -> dict[str, Any]:
+        return {**self.options, "strata": strata} | ({} if step else {"label_smoothing": 0.0})
+
     def row_losses(self, log_probs: Any, data: TensorDict) -> Tensor:
         """See `Objective.row_losses`; the estimates already hold the weights of their tokens."""
         return -_row_sums(log_probs).flatten()  # an inference has one value per update, which is one
+
+
+@dataclass(frozen=True)
+class EvidenceBound(MaskedDenoising):
+    """The negative evidence bound of an answer, from several masks of it; see `ELBO`.
+
+    Attributes:
+        options: of the estimator `elbo`.
+    """
+
+    estimator: ClassVar[str] = "elbo"
+
+    def _estimator_options(self, step: int, strata: int) -> dict[str, Any]:
+        return self.options
 
 
 @dataclass(frozen=True)

@@ -142,3 +142,101 @@ def test_the_block_causal_benchmark_compares_equal_tokens(monkeypatch):
     assert line[:4] == ["small", "24", "3", "4/2"] and line[-1] == "1.0000"
     assert float(line[-2]) == round(2 * 2 * 2 * 8 * 3 * (24 + 1) * 4 / 2**20, 1)
     assert benchmark.measure_training(block_options())[:3] == ["small", "3 × 24", "4"]
+
+
+class Uneven(torch.nn.Module):
+    """A mask predictor whose log-probabilities depend on how much it sees."""
+
+    supports_logits_positions = False
+    block_length = None
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)).double())
+
+    def forward(self, tokens, attention_mask=None):
+        seen = torch.nn.functional.one_hot(tokens, 8).double() @ self.table
+        return argparse.Namespace(logits=seen + seen.mean(1, keepdim=True))
+
+
+@pytest.fixture
+def answers():
+    """Two answers of three and two tokens behind one token of a prompt; mask token 7, end token 6."""
+    from maskgrpo_plugin.diffusion.estimators import Rows
+
+    tokens = torch.tensor([[0, 1, 2, 6], [0, 3, 6, 6]])
+    response = torch.tensor([[False, True, True, True]] * 2)
+    return Rows(
+        tokens=tokens,
+        response=response,
+        prompt=~response,
+        attended=torch.ones_like(response),
+        keys=torch.tensor([4, 5]),
+        mask_token_id=7,
+        stop_token_ids=(6,),
+        reveal_step=torch.tensor([[-1, 1, 0, 2], [-1, 0, 1, 2]]),
+    )
+
+
+def score(model, canvas, answer, places):
+    log_probs = model(torch.tensor([canvas])).logits[0].log_softmax(-1)
+    return sum(log_probs[n, answer[n]] for n in places)
+
+
+def test_exact_quantities_are_those_of_the_canvases_written_out(answers):
+    bench, model = load("estimators"), Uneven()
+    first = [0, 1, 2, 6]
+    trajectory = sum(
+        score(model, canvas, first, [n]) for canvas, n in (([0, 7, 7, 7], 2), ([0, 7, 2, 7], 1), ([0, 1, 2, 7], 3))
+    )
+    left = sum(
+        score(model, canvas, first, [n]) for canvas, n in (([0, 7, 7, 7], 1), ([0, 1, 7, 7], 2), ([0, 1, 2, 7], 3))
+    )
+    second = [0, 3, 6, 6]  # its tail is masked, and no token of the answer
+    bound = score(model, [0, 7, 7, 7], second, [1, 2]) / 2
+    bound = bound + (score(model, [0, 7, 6, 7], second, [1]) + score(model, [0, 3, 7, 7], second, [2])) / 2
+    found = {name: bench.exact_sums(model, answers, name) for name in bench.EXACT}
+    torch.testing.assert_close(found["trajectory"][0], trajectory.detach())
+    torch.testing.assert_close(found["left to right"][0], left.detach())
+    torch.testing.assert_close(found["bound"][1], bound.detach())
+    gradient = bench.gradient(
+        model, lambda: bench.exact_sums(model, answers, "bound", torch.tensor([0.0, 2.0]).double())
+    )
+    torch.testing.assert_close(gradient, 2 * torch.autograd.grad(bound, model.table)[0].flatten())
+
+
+def test_estimates_of_the_bound_have_its_mean_and_exact_ones_no_error(answers):
+    bench, model, moved = load("estimators"), Uneven(), Uneven()
+    with torch.no_grad():
+        moved.table += 0.1 * torch.randn(8, 8, generator=torch.Generator().manual_seed(4))
+    batch = bench.Batch(answers, torch.tensor([1.0, -0.5]).double(), {"sample": answers.keys})
+    weights = batch.advantages / 5
+    gradients = {
+        n: bench.gradient(model, lambda n=n: bench.exact_sums(model, answers, n, weights)) for n in bench.EXACT
+    }
+    tokens = torch.tensor([3.0, 2.0]).double()
+    ratios = {
+        n: (bench.exact_sums(moved, answers, n) - bench.exact_sums(model, answers, n)) / tokens for n in bench.EXACT
+    }
+
+    def measured(name, passes, draws):
+        kind = bench.KINDS[name]
+        drawn = [bench.one_draw(model, moved, batch, kind, kind.build(passes), seed) for seed in range(draws)]
+        return bench.quality([g for g, _ in drawn], gradients), bench.ratio_errors([r for _, r in drawn], ratios)
+
+    quality, errors = measured("trajectory, segments (d2)", 3, 2)
+    assert quality["trajectory"]["cosine"] == pytest.approx(1) and quality["trajectory"]["norm"] == pytest.approx(1)
+    assert errors["trajectory"] == {"bias": pytest.approx(0, abs=1e-6), "deviation": pytest.approx(0, abs=1e-6)}
+    assert errors["bound"]["bias"] > 0.01
+    quality, errors = measured("elbo (BGPO)", 1, 300)
+    assert quality["bound"]["cosine of the mean"] > 0.99 > quality["bound"]["cosine"]
+    assert errors["bound"]["bias"] < 0.15 < errors["bound"]["deviation"]
+    quality, _ = measured("positions (JustGRPO)", 6, 4)
+    assert quality["left to right"]["cosine of the mean"] > 0.99
+
+
+def test_every_kind_has_a_budget():
+    bench = load("estimators")
+    for name, kind in bench.KINDS.items():
+        built = [passes for passes in bench.BUDGETS if kind.build(passes)]
+        assert len(built) >= 3, name

@@ -12,6 +12,7 @@ from maskgrpo_plugin.diffusion.estimators import build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.elbo import QUADRATURES
 from maskgrpo_plugin.trainer.advantages import contrast_weights, valid_weights
 from maskgrpo_plugin.trainer.losses import LOSSES
+from maskgrpo_plugin.trainer.preference import bound_gradients, preferences
 
 pytestmark = MARKS
 
@@ -114,6 +115,32 @@ def test_bgpo(prefix, rows, meta, models):
     options = {"divisor": "length", "length": length}
     loss = loss_of("bgpo", found, stored["advantages"][row], counted, settings, **options)
     assert_loss_and_gradient(loss, stored, "", models)
+
+
+@pytest.mark.parametrize("divided", [True, False])
+@pytest.mark.parametrize("prefix", prefixes("vrpo_dare", r""))
+def test_vrpo(prefix, divided, rows, meta, models):
+    """DARE's loss, whose bounds are divided by the responses' length, and the paper's."""
+    stored, beta = load_file(FOLDER / "vrpo_dare.safetensors"), meta["vrpo_dare"]["beta"]
+    estimator = build_estimator("elbo", draws=meta["vrpo_dare"]["n"], canvas="trimmed")
+    passes = estimator.passes_of(rows, list(stored["masked"].bool().unbind(1)))
+    assert_canvases(passes, stored["canvas"].unbind(1), estimator.attended(rows))
+    found = estimates(models, rows, passes, estimator.fold, hidden_tail(stored))
+    counted = estimator.counted(rows, passes)
+    pairs = torch.stack([stored["chosen"], stored["rejected"]], dim=1).flatten()
+    bounds = {name: (value * counted).sum(-1) for name, value in found.items()}
+    for name in ("new", "ref"):
+        torch.testing.assert_close(bounds[name].detach(), stored[f"elbo_draws_{name}"].mean(-1), **CLOSE)
+    new, reference = bounds["new"][pairs], bounds["ref"][pairs].detach()
+    divisor = meta["batch"]["response_length"] if divided else 1.0
+    loss = preferences(new, reference, beta, divisor).losses.mean()
+    if not divided:
+        torch.testing.assert_close(loss, stored["derived.loss_raw_elbo"], **CLOSE)
+        return
+    torch.testing.assert_close(loss, stored["loss"], **CLOSE)
+    weights = torch.full((len(pairs) // 2,), 2 / len(pairs), dtype=torch.float64)
+    linear = (new * bound_gradients(new, reference, weights, beta, divisor)).sum()
+    assert_loss_and_gradient(linear - linear.detach() + loss.detach(), stored, "", models)
 
 
 @pytest.mark.parametrize("prefix", prefixes("ebpo_dare", r""))

@@ -16,7 +16,7 @@ def train(folder, overrides, batch, **job):
     import verl  # noqa: F401
 
     import maskgrpo_plugin.registration  # noqa: F401
-    from maskgrpo_plugin.trainer.sft import DenoisingTrainer
+    from maskgrpo_plugin.sft import make_trainer
     from maskgrpo_plugin.trainer.sft_checks import check_sft
 
     config = compose_config(folder, *overrides, **job)
@@ -27,7 +27,7 @@ def train(folder, overrides, batch, **job):
     os.environ["LOCAL_RANK"] = os.environ["RANK"]
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend="gloo")
-    trainer = DenoisingTrainer(config)
+    trainer = make_trainer(config)
     trainer.fit()
     metrics = {}
     if os.environ["RANK"] == "0":

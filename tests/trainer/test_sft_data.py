@@ -31,7 +31,8 @@ def sources(tiny_run, **data):
     defaults = {"train_max_samples": -1, "val_max_samples": -1, "messages_key": "messages", "assistant_turns": "all"}
     defaults |= {"apply_chat_template_kwargs": {}, "max_length": 32, "truncation": "error", "bad_rows": "error"}
     defaults |= {"val_files": None, "mixture": {}}
-    config = OmegaConf.create({"data": defaults | data, "model": {"model_type": "masked_diffusion", "path": "x"}})
+    model = {"model_type": "masked_diffusion", "path": "x"}
+    config = OmegaConf.create({"data": defaults | data, "model": model, "preference": None})
     model = tiny_run / "model"
     found = read_sources(config, AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model))
     tokenizer = AutoTokenizer.from_pretrained(model)
