@@ -17,7 +17,9 @@ from maskgrpo_plugin.validation import preflight
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = ("cpu", "maskgrpo_base", "mmada_8b")  # what others are made of
 RUNS = sorted(
-    file.stem for file in CONFIGS.glob("*.yaml") if file.stem not in PARTS and not file.stem.startswith("sft_")
+    file.stem
+    for file in CONFIGS.glob("*.yaml")
+    if file.stem not in PARTS and not file.stem.startswith(("sft_", "dpo_"))
 )
 SCORER = f"{Path(__file__).parent}/e2e/brightness.py:Brightness"
 

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from maskgrpo_plugin.diffusion.estimators import ESTIMATORS
 from maskgrpo_plugin.errors import OptionError
-from maskgrpo_plugin.trainer.losses import LOSSES, PACKAGED
+from maskgrpo_plugin.trainer.losses import LOSSES, OF_TOKENS, PACKAGED
 from maskgrpo_plugin.trainer.losses.sequence import SequenceLoss
 
 ACTOR = "actor_rollout_ref.actor"
@@ -54,7 +54,7 @@ def _check_fit(name: str, loss: SequenceLoss | None, estimator: str) -> None:
     taken = (TOKEN,) if loss is None else loss.scores
     if score not in taken:
         fitting = sorted(known for known in LOSSES if score in LOSSES[known].scores)
-        others = ["maskgrpo", "maskgrpo_gmpo", "tracerl"] if score == TOKEN else []
+        others = sorted(OF_TOKENS) if score == TOKEN else []
         what = {TOKEN: "a ratio per token", "sequence": "a score per sequence", "bounds": "two bounds per sequence"}
         allowed = (
             f"the estimator {estimator} gives {what.get(score, 'samples of a sum')}: use {_either(others + fitting)}"

@@ -97,7 +97,8 @@ def test_bgpos_ratio_below_minus_one_is_a_number():
 @pytest.mark.parametrize(("bound", "weight"), [("lower", 0.0), ("upper", 1.0), ("mix", 0.25), ("zero", None)])
 def test_spg_pushes_the_lower_bound_up_and_what_the_option_says_down(bound, weight):
     old, new, advantages, mask = make_batch("spg")
-    loss, _ = LOSSES.build("spg", bound=bound, mix_weight=0.25)(old, new, advantages, mask, config=actor(mask))
+    spg = LOSSES.build("spg", bound=bound, mix_weight=0.25)
+    loss, _ = spg(old, new, advantages, mask, "token-mean", actor(mask))
     expected = 0.0
     for row in range(5):
         lower, upper = (float((new.detach()[row, :, n] * mask[row]).sum()) for n in (0, 1))

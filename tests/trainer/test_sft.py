@@ -84,7 +84,8 @@ VARIANTS = {
     "lora": ["model.lora_rank=4", "model.lora_alpha=8"],
     "blockwise": ["denoising.block_length=3", "data.fill=max_length", "data.max_length=14"],
 }
-FAMILIES = ["dream", "lladamoe", "sdar", "llada2_moe", "fast_dllm_v2"]  # the last three attend in blocks of four tokens
+BLOCKS = ["sdar", "sdar_moe", "llada2_moe", "fast_dllm_v2"]  # they attend in blocks of four tokens
+FAMILIES = ["dream", "a2d_qwen3", "lladamoe", *BLOCKS]
 
 
 def run(world, folder, options, out):
@@ -241,11 +242,11 @@ def test_a_run_ends_once_the_validation_is_good_enough(one_rank):
     assert (out / str(list(VARIANTS).index("target")) / "global_step_1").is_dir()
 
 
-def test_two_ranks_equal_one(one_rank, tiny_run, common, tmp_path_factory):
-    options = [[*common, *VARIANTS[name]] for name in ("micro", "dynamic")]
-    for name, found in zip(
-        ("micro", "dynamic"), run(2, tiny_run, options, tmp_path_factory.mktemp("sft_two")), strict=True
-    ):
+def test_two_ranks_equal_one(one_rank, tiny_run, families, common, tmp_path):
+    options = {name: [*common, *VARIANTS[name]] for name in ("micro", "dynamic")}
+    half = f"data.micro_batch_size_per_gpu={BATCH // 2}"
+    options |= {name: [*common, f"model.path={folder}", half] for name, folder in families.items()}
+    for name, found in zip(options, run(2, tiny_run, list(options.values()), tmp_path), strict=True):
         alone = one_rank[0][name]
         assert_same_weights(found["weights"], alone["weights"], 2e-6)
         for step in ("0", "2"):

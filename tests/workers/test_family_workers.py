@@ -106,11 +106,10 @@ def results(run_folder, tmp_path_factory):
 
 
 def test_two_ranks_hold_the_model_of_one(run_folder, results, tmp_path):
-    names = ["dream", "lladamoe", "sdar", "llada2_moe"]
-    overrides = [overrides_of(run_folder, name) for name in names]
+    overrides = [overrides_of(run_folder, name) for name in NAMES]
     found = ranks.run_ranks(2, run_folder, overrides, ranks.make_batch(8), tmp_path, step_and_serve)
     for rank in found:
-        for name, result in zip(names, rank, strict=True):
+        for name, result in zip(NAMES, rank, strict=True):
             one = {key: torch.tensor(results[name][key]) for key in ("before", "after")}
             torch.testing.assert_close(torch.tensor(result["before"]), one["before"], atol=1e-5, rtol=0)
             torch.testing.assert_close(torch.tensor(result["served"]), torch.tensor(result["after"]), atol=1e-5, rtol=0)

@@ -16,11 +16,9 @@ for _module in iter_modules(__path__):
 
 PACKAGED = frozenset(POLICY_LOSS_REGISTRY)  # verl's losses and the plugin's; what is registered later is a user's own
 
-REGISTERS = tuple(
-    Registered(f"loss {name}", partial(contains, POLICY_LOSS_REGISTRY, name))
-    for name in POLICY_LOSS_REGISTRY
-    if name not in _verls_own
-)
+OWN = tuple(name for name in POLICY_LOSS_REGISTRY if name not in _verls_own)  # the plugin's
+OF_TOKENS = tuple(name for name in OWN if name not in LOSSES)
+REGISTERS = tuple(Registered(f"loss {name}", partial(contains, POLICY_LOSS_REGISTRY, name)) for name in OWN)
 
 
 def compares_with_old(name: str) -> bool:
