@@ -78,9 +78,9 @@ KINDS = {
     "elbo (BGPO)": Kind("elbo", {"mu": 1}, "draws"),
     "elbo, complements (ESPO)": Kind("elbo", {"mu": 1, "complement": True}, "draws", cost=2),
     "elbo, gauss-3 (GDPO)": Kind("elbo", {"mu": 1, "nodes": "gauss-3"}, "draws", cost=3),
-    "elbo, blocks (EBPO)": Kind("elbo", {"mu": 1, "block_length": 4}, "draws"),
+    "elbo, blocks of 2 (EBPO)": Kind("elbo", {"mu": 1, "block_length": 2}, "draws"),
     "elbo, not weighted (GDSD)": Kind("elbo", {"mu": 1, "complement": True, "weighting": "none"}, "draws", cost=2),
-    "spg, lower and upper": Kind("spg", {"mu": 1, "block_length": 4}, "draws"),
+    "spg, blocks of 4": Kind("spg", {"mu": 1, "block_length": 4}, "draws"),
     "positions (JustGRPO)": Kind("positions", {"mu": 1}, "sampled"),
 }
 BUDGETS = (1, 2, 3, 4, 6, 8, 12)

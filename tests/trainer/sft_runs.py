@@ -4,7 +4,27 @@ import json
 import os
 
 import torch
-from ranks import compose_config, full_weights
+from ranks import compose_config, full_weights, run_ranks
+
+
+def plain_descent(rate):
+    """Settings under which a step is the rate times the gradient."""
+    return [
+        "optim.optimizer=SGD",
+        f"optim.lr={rate}",
+        "optim.betas=null",
+        "optim.override_optimizer_config=null",
+        "optim.clip_grad=1000.0",
+        "optim.weight_decay=0.0",
+        "optim.lr_warmup_steps=0",
+        "optim.lr_scheduler_type=constant",
+    ]
+
+
+def run(world, folder, options, out):
+    """The results of each list of options for the quickstart's supervised run, of rank 0."""
+    placed = [[*each, f"trainer.default_local_dir={out}/{n}"] for n, each in enumerate(options)]
+    return run_ranks(world, folder, placed, None, out, run=train, name="sft_quickstart")[0]
 
 
 def train(folder, overrides, batch, **job):

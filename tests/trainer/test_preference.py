@@ -64,26 +64,14 @@ def common(tiny_run, tmp_path_factory):
         "trainer.target_val_loss=null",
         "trainer.test_freq=-1",
         "trainer.val_before_train=true",
-        "optim.optimizer=SGD",
-        f"optim.lr={RATE}",
-        "optim.betas=null",
-        "optim.override_optimizer_config=null",
-        "optim.clip_grad=1000.0",
-        "optim.weight_decay=0.0",
-        "optim.lr_warmup_steps=0",
-        "optim.lr_scheduler_type=constant",
+        *sft_runs.plain_descent(RATE),
     ]
-
-
-def run(world, folder, options, out):
-    placed = [[*each, f"trainer.default_local_dir={out}/{n}"] for n, each in enumerate(options)]
-    return ranks.run_ranks(world, folder, placed, None, out, run=sft_runs.train, name="sft_quickstart")[0]
 
 
 @pytest.fixture(scope="module")
 def one_rank(tiny_run, common, tmp_path_factory):
     options = [[*common, *each] for each in VARIANTS.values()]
-    return dict(zip(VARIANTS, run(1, tiny_run, options, tmp_path_factory.mktemp("dpo_one")), strict=True))
+    return dict(zip(VARIANTS, sft_runs.run(1, tiny_run, options, tmp_path_factory.mktemp("dpo_one")), strict=True))
 
 
 def bound(model, tokenizer, prompt, answer, key, step):
@@ -173,7 +161,7 @@ def test_micro_batches_change_nothing(one_rank, variant):
 def test_two_ranks_equal_one(one_rank, tiny_run, common, tmp_path):
     names = ("budget", "lora")
     options = [[*common, *VARIANTS[name]] for name in names]
-    for name, found in zip(names, run(2, tiny_run, options, tmp_path), strict=True):
+    for name, found in zip(names, sft_runs.run(2, tiny_run, options, tmp_path), strict=True):
         for key, value in one_rank[name]["weights"].items():
             torch.testing.assert_close(found["weights"][key], value, atol=2e-6, rtol=0, msg=key)
         for step in ("0", "2"):

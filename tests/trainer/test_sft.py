@@ -63,14 +63,7 @@ def common(tiny_run, data):
         "data.max_length=16",
         "trainer.test_freq=-1",
         "trainer.val_before_train=true",
-        "optim.optimizer=SGD",
-        f"optim.lr={RATE}",
-        "optim.betas=null",
-        "optim.override_optimizer_config=null",
-        "optim.clip_grad=1000.0",
-        "optim.weight_decay=0.0",
-        "optim.lr_warmup_steps=0",
-        "optim.lr_scheduler_type=constant",
+        *sft_runs.plain_descent(RATE),
     ]
 
 
@@ -88,12 +81,6 @@ BLOCKS = ["sdar", "sdar_moe", "llada2_moe", "fast_dllm_v2"]  # they attend in bl
 FAMILIES = ["dream", "a2d_qwen3", "lladamoe", *BLOCKS]
 
 
-def run(world, folder, options, out):
-    """The results of each list of options, of rank 0."""
-    placed = [[*each, f"trainer.default_local_dir={out}/{n}"] for n, each in enumerate(options)]
-    return ranks.run_ranks(world, folder, placed, None, out, run=sft_runs.train, name="sft_quickstart")[0]
-
-
 @pytest.fixture(scope="module")
 def families(tiny_run, tmp_path_factory):
     """Checkpoints of other families with the tiny run's tokenizer, by name."""
@@ -109,7 +96,9 @@ def one_rank(tiny_run, families, common, tmp_path_factory):
     options = [[*common, *each] for each in VARIANTS.values()]
     options.append([*common, "model.model_type=language_model", f"model.path={tiny_run}/model_ar"])
     options += [[*common, f"model.path={folder}"] for folder in families.values()]
-    return dict(zip([*VARIANTS, "autoregressive", *families], run(1, tiny_run, options, out), strict=True)), out
+    return dict(
+        zip([*VARIANTS, "autoregressive", *families], sft_runs.run(1, tiny_run, options, out), strict=True)
+    ), out
 
 
 def encoded(folder, pairs, fill):
@@ -246,7 +235,7 @@ def test_two_ranks_equal_one(one_rank, tiny_run, families, common, tmp_path):
     options = {name: [*common, *VARIANTS[name]] for name in ("micro", "dynamic")}
     half = f"data.micro_batch_size_per_gpu={BATCH // 2}"
     options |= {name: [*common, f"model.path={folder}", half] for name, folder in families.items()}
-    for name, found in zip(options, run(2, tiny_run, list(options.values()), tmp_path), strict=True):
+    for name, found in zip(options, sft_runs.run(2, tiny_run, list(options.values()), tmp_path), strict=True):
         alone = one_rank[0][name]
         assert_same_weights(found["weights"], alone["weights"], 2e-6)
         for step in ("0", "2"):
@@ -344,7 +333,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_sources_losses(tiny_digits, common
     options += [f"denoising.label_smoothing={SMOOTHING}", f"images.image_tokenizer={tiny_digits}/vq"]
     options += ["images.count=3", "images.options={steps: 4, cfg_scale: 1.0}"]
     out = tmp_path_factory.mktemp("sft_mixture")
-    (found,) = run(1, tiny_digits, [options], out)
+    (found,) = sft_runs.run(1, tiny_digits, [options], out)
     first, last = (np.asarray(Image.open(out / "0" / "images" / f"step_{n}.png")) for n in (0, 1))
     assert first.shape == last.shape and (first != last).any()  # the same noise, another model
     metrics = found["metrics"]["1"]
