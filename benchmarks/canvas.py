@@ -16,7 +16,7 @@ from common import write_table
 from maskgrpo_plugin.diffusion.estimators import CANVASES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "methods"))
-from harness import Run, batches, read_config, read_rows
+from harness import Run, batches, places, read_config, read_rows
 
 
 def main() -> None:
@@ -60,9 +60,7 @@ def main() -> None:
 def make_run(model: str, data: Path, canvas: str, seed: int) -> Run:
     """The quickstart's run with a canvas."""
     overrides = [
-        f"actor_rollout_ref.model.path={model}",
-        f"data.train_files={data}/train.parquet",
-        f"data.val_files={data}/validation.parquet",
+        *places(model, data),
         f"quickstart_seed={seed}",
         f"algorithm.estimation.canvas={canvas}",
     ]

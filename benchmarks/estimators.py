@@ -27,9 +27,11 @@ from common import write_table
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows, build_estimator, make_pass
+from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows, build_estimator
 from maskgrpo_plugin.diffusion.estimators.plan import mask_keys
+from maskgrpo_plugin.diffusion.likelihood import masked_log_probs
 from maskgrpo_plugin.diffusion.samplers.base import logits_at
+from maskgrpo_plugin.trainer.losses import LOSSES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "methods"))
 
@@ -106,7 +108,7 @@ def log_probs(model: torch.nn.Module, rows: Rows, done: Pass, chosen: Tensor) ->
     """(b, L) float64, log π of a pass's scored tokens in the chosen rows (b,), 0 elsewhere."""
     scored = done.scored[chosen]
     logits = logits_at(model, done.noisy[chosen], rows.attended[chosen].long(), scored)
-    found = logits.double().log_softmax(-1).gather(-1, rows.tokens[chosen][scored].unsqueeze(-1)).squeeze(-1)
+    found, _ = masked_log_probs(logits.double(), lambda rows: rows, rows.tokens[chosen][scored])
     return torch.zeros(scored.shape, dtype=torch.float64).masked_scatter(scored, found)
 
 
@@ -118,10 +120,8 @@ def estimate(model: torch.nn.Module, rows: Rows, estimator: Estimator, passes: S
 
 
 def chosen_bound(values: Tensor, advantages: Tensor) -> Tensor:
-    """Of bounds (B, L, 2) the lower one where the advantage (B,) is positive, else the mean of both, as SPG mixes."""
-    if values.dim() == 2:
-        return values
-    return torch.where((advantages > 0).view(-1, 1), values[..., 0], values.mean(-1))
+    """Of bounds (B, L, 2) those that SPG's loss takes at the advantages (B,), (B, L); others as they are."""
+    return values if values.dim() == 2 else LOSSES.build("spg").chosen(values, advantages.unsqueeze(-1))
 
 
 def masks_of(length: int) -> Tensor:
@@ -159,22 +159,11 @@ def exact_passes(rows: Rows, name: str) -> Iterator[tuple[Pass, Tensor]]:
     if name == "bound":
         yield from exact_bound(rows)
         return
-    if name == "trajectory":
-        estimator = build_estimator("trajectory", mu=1, shrink=1)
-        for done in estimator.passes(rows, seed=0, step=0, update=0):
-            yield done, everything
-        return
-    clean, maskable = unmasked(rows)
-    rank = maskable.long().cumsum(-1) - 1
-    for place in range(int(maskable.sum(-1).max())):
-        noisy = clean.masked_fill(maskable & (rank >= place), rows.mask_token_id)
-        yield make_pass(noisy, maskable & (rank == place)), everything
-
-
-def unmasked(rows: Rows) -> tuple[Tensor, Tensor]:
-    """(B, L) the canvas `masked` with nothing else masked, and the tokens of the answers."""
-    estimator = build_estimator("elbo", mu=1)
-    return estimator.clean(rows), estimator.maskable(rows)
+    if name == "left to right":  # the trajectory of one token per step, in their order
+        rows = replace(rows, reveal_step=rows.response_blocks(1))
+    estimator = build_estimator("trajectory", mu=1, shrink=1)
+    for done in estimator.passes(rows, seed=0, step=0, update=0):
+        yield done, everything
 
 
 def exact_sums(model: torch.nn.Module, rows: Rows, name: str, weights: Tensor | None = None) -> Tensor:
@@ -259,15 +248,13 @@ def ratio_errors(draws: Sequence[Tensor], exact: dict[str, Tensor]) -> dict[str,
 
 def make_batch(options: argparse.Namespace) -> tuple[torch.nn.Module, torch.nn.Module, Batch]:
     """The model, the moved one, and completions with advantages."""
-    from harness import Run, batches, read_config, read_rows
+    from harness import Run, batches, places, read_config, read_rows
     from transformers import AutoModelForCausalLM
 
     from maskgrpo_plugin.workers.engine.passes import rows_of
 
     overrides = [
-        f"actor_rollout_ref.model.path={options.model}",
-        f"data.train_files={options.data}/train.parquet",
-        f"data.val_files={options.data}/validation.parquet",
+        *places(options.model, options.data),
         f"data.train_batch_size={options.prompts}",
         *options.overrides,
     ]
@@ -326,7 +313,7 @@ def read(file: Path) -> dict[tuple[str, int], dict]:
 def measure(cells: Sequence[tuple[str, int]], options: argparse.Namespace) -> dict[tuple[str, int], dict]:
     """The lines of some cells, which are added to the output."""
     model, moved, batch = make_batch(options)
-    tokens = unmasked(batch.rows)[1].sum(-1).double()
+    tokens = build_estimator("elbo", mu=1).maskable(batch.rows).sum(-1).double()
     weights = batch.advantages / tokens.sum()
     gradients = {n: gradient(model, lambda n=n: exact_sums(model, batch.rows, n, weights)) for n in EXACT}
     ratios = {n: (exact_sums(moved, batch.rows, n) - exact_sums(model, batch.rows, n)) / tokens for n in EXACT}

@@ -67,6 +67,15 @@ def read_config(name: str, overrides: list[str]) -> DictConfig:
         raise OptionError("config", [name, *overrides], " ".join(str(error).split())) from None
 
 
+def places(model: str, data: str | Path) -> list[str]:
+    """Overrides that name a run's start model and the folder of its rows."""
+    return [
+        f"actor_rollout_ref.model.path={model}",
+        f"data.train_files={data}/train.parquet",
+        f"data.val_files={data}/validation.parquet",
+    ]
+
+
 @dataclass
 class Counts:
     """What a run has spent on training; evaluations are not in it.

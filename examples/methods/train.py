@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from cells import TASKS, Cell, end_with, methods, missing, overrides, read_lines, search_cells, searched_rates
-from harness import Counts, Run, batches, read_config, read_rows
+from harness import Counts, Run, batches, places, read_config, read_rows
 from omegaconf import open_dict
 
 from maskgrpo_plugin.arguments import CommandParser, positive
@@ -99,9 +99,7 @@ def make_run(cell: Cell, options: Any) -> Run:
     model, data = (text.format(seed=cell.seed) for text in (options.model, options.data))
     task = [
         *TASKS[cell.task],
-        f"actor_rollout_ref.model.path={model}",
-        f"data.train_files={data}/train.parquet",
-        f"data.val_files={data}/validation.parquet",
+        *places(model, data),
         f"algorithm.estimation.seed={cell.seed}",
         *options.overrides,
     ]

@@ -72,7 +72,7 @@ class PairReader:
         messages = [*prompt, *_messages(row.get(side), side, "assistant")]
         key = self.reader.messages_key
         try:
-            *_, last = self.reader.read({key: messages})
+            last = self.reader.read({key: messages})[-1]
         except ValueError as error:
             raise ValueError(f"{side}: {error}") from None
         if messages[-1]["role"] != "assistant":

@@ -8,10 +8,8 @@ lie in different micro-batches and memory is that of one. The gradient is the sa
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -90,10 +88,13 @@ class PreferenceTrainer(DenoisingTrainer):
 
     def _make_objective(self) -> Objective:
         family = build_family(self.model_config.hf_config, self.model_config.tokenizer)
-        settings: Any = OmegaConf.to_container(self.config.preference, resolve=True)
-        self.beta, self.divisor = settings["beta"], settings["length"] or 1.0
-        options = {"mu": 1, "canvas": "full", "draws": settings["draws"]}
+        options = {"mu": 1, "canvas": "full", "draws": self.config.preference.draws}
         return EvidenceBound(self.config.trainer.seed, options, family.stop_token_ids, block_length_of(family.config))
+
+    @property
+    def _scale(self) -> dict[str, float]:
+        """β and d of the loss."""
+        return {"beta": self.config.preference.beta, "divisor": self.config.preference.length or 1.0}
 
     def _build_engine(self) -> None:
         super()._build_engine()
@@ -119,16 +120,16 @@ class PreferenceTrainer(DenoisingTrainer):
         data = self._pair_batch(pairs, [slot.key for slot in slots], step)
         bounds, reference = self._both_bounds(data)
         weights = torch.tensor([slot.weight for slot in slots], dtype=bounds.dtype)
-        data[ROW_WEIGHT] = -bound_gradients(bounds, reference, weights, self.beta, self.divisor).double()
-        table = preferences(bounds, reference, self.beta, self.divisor).table().double()
+        data[ROW_WEIGHT] = -bound_gradients(bounds, reference, weights, **self._scale).double()
+        table = preferences(bounds, reference, **self._scale).table().double()
         table[:, 0] *= weights
-        means = self._added_up(torch.cat([table, torch.ones(len(pairs), 1)], dim=1).sum(0))
+        means = self._over_ranks(torch.cat([table, torch.ones(len(pairs), 1)], dim=1).sum(0))
         found = zip(self.judged, (means[:-1] / means[-1]).tolist(), strict=True)
         return data, {f"train/{name}": value for name, value in found}
 
     def _judge(self, items: Sequence[Pair], keys: Sequence[int], strata: int) -> Tensor:
         bounds, reference = self._both_bounds(self._pair_batch(items, keys, 0))
-        return preferences(bounds, reference, self.beta, self.divisor).table()
+        return preferences(bounds, reference, **self._scale).table()
 
     def _pair_batch(self, pairs: Sequence[Pair], keys: Sequence[int], step: int) -> TensorDict:
         """The answers of the pairs, each with masks of its own."""
@@ -138,7 +139,7 @@ class PreferenceTrainer(DenoisingTrainer):
 
     def _both_bounds(self, data: TensorDict) -> tuple[Tensor, Tensor]:
         """(2b,) bounds under the policy, and under the reference at the same masks."""
-        bounds = self._bounds(data)
+        bounds = -self._losses(data)
         if self.reference is None:
-            return bounds, self._bounds(data, no_lora_adapter=True)
-        return bounds, self._bounds(data, self.reference)
+            return bounds, -self._losses(data, no_lora_adapter=True)
+        return bounds, -self._losses(data, self.reference)

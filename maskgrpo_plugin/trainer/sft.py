@@ -177,16 +177,13 @@ class DenoisingTrainer(SFTTrainer):
         found = _numbers(tu.get(output, "metrics"))
         metrics = {(f"train/{key}" if key in RENAMED else key): value for key, value in found.items()}
         seconds = time.perf_counter() - started
-        return (
-            metrics
-            | known
-            | {
-                "train/tokens": float(sum(lengths)),
-                "train/epoch": step / self.steps_per_epoch,
-                "perf/tokens_per_second": sum(lengths) / seconds,
-                "perf/seconds": seconds,
-            }
-        )
+        metrics |= known
+        return metrics | {
+            "train/tokens": float(sum(lengths)),
+            "train/epoch": step / self.steps_per_epoch,
+            "perf/tokens_per_second": sum(lengths) / seconds,
+            "perf/seconds": seconds,
+        }
 
     def _step_batch(self, slots: Sequence[Slot], step: int) -> tuple[TensorDict, dict[str, float]]:
         """The rank's batch of a step, and numbers that are known before it is trained on."""
@@ -214,7 +211,7 @@ class DenoisingTrainer(SFTTrainer):
             values = self._judge(items, [row.key for row in batch], strata).double()
             for row, value in zip(batch, values, strict=True):
                 sums[row.source] += row.share * torch.cat([value, torch.ones(1)])
-        sums = self._added_up(sums)
+        sums = self._over_ranks(sums)
         found = {"val/": sums.sum(0)}
         if len(self.sources) > 1:
             found |= {f"val/{source.name}/": row for source, row in zip(self.sources, sums, strict=True)}
@@ -228,22 +225,22 @@ class DenoisingTrainer(SFTTrainer):
     def _judge(self, items: Sequence[Any], keys: Sequence[int], strata: int) -> torch.Tensor:
         """(b, len(judged)) of some validation rows at their keys' levels and masks."""
         data = self._batch(items, keys, [1.0] * len(items), 0, strata)
-        return -self._bounds(data).unsqueeze(-1)
+        return self._losses(data).unsqueeze(-1)
 
-    def _bounds(self, data: TensorDict, client: TrainingWorker | None = None, **settings: Any) -> torch.Tensor:
-        """(b,) what a model gives of each row without gradients: minus the row's loss."""
+    def _losses(self, data: TensorDict, client: TrainingWorker | None = None, **settings: Any) -> torch.Tensor:
+        """(b,) the losses of the rows without gradients, of the trained model or another client's."""
         data = data.clone(recurse=False)
         tu.assign_non_tensor(data, compute_loss=False, use_dynamic_bsz=True, **settings)
         output = (client or self.training_client).infer_batch(data)
-        return -self.objective.row_losses(output["log_probs"].cpu(), data)
+        return self.objective.row_losses(output["log_probs"].cpu(), data)
 
-    def _added_up(self, sums: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, on the host."""
+    def _over_ranks(self, values: torch.Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> torch.Tensor:
+        """The ranks' values added up, or put together by another operation, on the host."""
         if self.engine.get_data_parallel_size() == 1:
-            return sums
-        sums = sums.to(get_device_name())
-        torch.distributed.all_reduce(sums, group=self.engine.get_data_parallel_group())
-        return sums.cpu()
+            return values
+        values = values.to(get_device_name())
+        torch.distributed.all_reduce(values, op=operation, group=self.engine.get_data_parallel_group())
+        return values.cpu()
 
     def _validation_rows(self) -> tuple[list[ValidationRow], int]:
         """Every validation row at each of its draws, filled up to a multiple of the ranks; and the strata of the keys.
@@ -285,12 +282,7 @@ class DenoisingTrainer(SFTTrainer):
 
     def _largest(self, number: int) -> int:
         """The largest of the ranks' numbers."""
-        if self.engine.get_data_parallel_size() == 1:
-            return number
-        largest = torch.tensor(number, device=get_device_name())
-        group = self.engine.get_data_parallel_group()
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
-        return int(largest)
+        return int(self._over_ranks(torch.tensor(number), torch.distributed.ReduceOp.MAX))
 
     def _save(self, step: int) -> None:
         """verl's checkpoint of the step.

@@ -123,7 +123,7 @@ def read_sources(config: DictConfig, hf_config: PretrainedConfig, tokenizer: Pre
         end_token_id=end,
         family=family,
         messages_key=data.messages_key,
-        turns=data.assistant_turns,
+        turns=data.assistant_turns if config.preference is None else "last",
         template_kwargs=template,
     )
     reader = of_rows if config.preference is None else PairReader(of_rows)

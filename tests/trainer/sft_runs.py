@@ -21,6 +21,16 @@ def plain_descent(rate):
     ]
 
 
+def descend(model, loss, rate):
+    """A step of plain descent on a loss; returns the loss's value."""
+    model.zero_grad()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= rate * parameter.grad
+    return float(loss.detach())
+
+
 def run(world, folder, options, out):
     """The results of each list of options for the quickstart's supervised run, of rank 0."""
     placed = [[*each, f"trainer.default_local_dir={out}/{n}"] for n, each in enumerate(options)]

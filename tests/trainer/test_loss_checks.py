@@ -32,7 +32,8 @@ def config(tmp_path_factory):
     (["algorithm.estimation.estimator=elbo"],
      r"loss_mode='maskgrpo' .* the estimator elbo gives a score per sequence: use bgpo or gdsd or reinforce or seq"),
     (["method=maskgrpo", f"{LOSS}.loss_mode=sequence_ppo"],
-     r"loss_mode='sequence_ppo' .* gives a ratio per token: use maskgrpo or .*tracerl or tracerl_block or rein"),
+     r"loss_mode='sequence_ppo' .* maskgrpo gives a ratio per token: "
+     r"use maskgrpo or maskgrpo_gmpo or tracerl or tracerl_block or rein"),
     (["method=spg", f"{LOSS}.loss_mode=reinforce", f"~{LOSS}.options.bound", f"~{LOSS}.options.mix_weight"],
      r"loss_mode='reinforce' .* spg gives two bounds per sequence: use spg$"),
     (["method=wd1", f"{LOSS}.loss_mode=spg", f"~{LOSS}.options.divisor"], r"loss_mode='spg' .* a ratio per token"),

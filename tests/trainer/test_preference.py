@@ -108,12 +108,7 @@ def written_out(folder, divisor=1.0):
         slots = BatchOrder((len(SUMS),), (BATCH,), (1.0,), SEED).batch(step)
         margins = torch.stack([margin(slot.row, slot.key, step) for slot in slots])
         loss = -(BETA * margins).sigmoid().log().mean()
-        model.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= RATE * parameter.grad
-        losses.append(float(loss.detach()))
+        losses.append(sft_runs.descend(model, loss, RATE))
     return dict(model.named_parameters()), losses, float((margins > 0).float().mean())
 
 

@@ -179,12 +179,7 @@ def reference(folder, steps=2, fill=None, block=None):
             for row, slot in zip(rows, slots, strict=True)
         )
         loss = loss / BATCH
-        model.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= RATE * parameter.grad
-        losses.append(float(loss.detach()))
+        losses.append(sft_runs.descend(model, loss, RATE))
     return {
         "weights": dict(model.named_parameters()),
         "losses": losses,
