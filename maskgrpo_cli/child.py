@@ -36,6 +36,7 @@ class Child:
         log: the log's path; a temporary file until `keep_log_in` is called.
         messages: kind (`warning` or `phase`) and text of lines for the screen.
         failed: the traceback that was there before the first signal was passed on; empty: none.
+        signalled: the first signal that was passed on; None: none was.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
@@ -45,8 +46,9 @@ class Child:
         self._file = os.fdopen(handle, "wb", buffering=0)
         self._lock = threading.Lock()
         self._tail: deque[str] = deque(maxlen=KEPT_LINES)
-        self._interrupts, self._signalled = 0, False
+        self._interrupts = 0
         self.failed = ""
+        self.signalled: int | None = None
         # in a session of its own, so that Ctrl-C reaches it once, from here
         self.process = subprocess.Popen(
             command,
@@ -70,12 +72,17 @@ class Child:
             self._file, self.log = target, folder / "train.log"
 
     def wait(self, seconds: float) -> int | None:
-        """The exit status after at most so many seconds, 128 + n where signal n ended it; None: it still runs."""
+        """The exit status after at most so many seconds, 128 + n where signal n ended it; None: it still runs.
+
+        After a signal that was passed on it is that signal's, whatever verl's command makes of it, but 0 stays.
+        """
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
         self._reader.join(CLOSING_SECONDS)
+        if status and self.signalled is not None:
+            return 128 + self.signalled
         return status if status >= 0 else 128 - status
 
     def error(self) -> str:
@@ -98,8 +105,8 @@ class Child:
                 signal.signal(kind, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if not self._signalled:
-            self.failed, self._signalled = last_traceback(list(self._tail)), True
+        if self.signalled is None:
+            self.failed, self.signalled = last_traceback(list(self._tail)), number
         self._interrupts += number == signal.SIGINT
         if self.process.poll() is not None:
             return

@@ -116,7 +116,7 @@ class Progress:
             self._places()
             return
         at = f" at step {self.step + 1}" if self.first else ""
-        if status in (130, 143):
+        if self.child.signalled is not None or status in (130, 143):
             if self.child.failed:  # it had failed, and was slow to end
                 self.screen.error(self.child.failed)
             self.screen.line(f"stopped{at} after {took}", "yellow", last=True)

@@ -77,10 +77,14 @@ if kind == "crash":
 if kind == "hangs":
     say("Traceback (most recent call last):")
     say("RuntimeError: of a run that does not end")
-if kind in ("waits", "hangs"):
+if kind in ("waits", "hangs", "interrupted"):
 
     def stop(number, frame):
         say("cleaned up")
+        if kind == "interrupted":  # as Hydra ends verl's command while it waits for a Ray task
+            say("Traceback (most recent call last):")
+            say("KeyboardInterrupt")
+            sys.exit(1)
         sys.exit(130)
 
     signal.signal(signal.SIGINT, stop)

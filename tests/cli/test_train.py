@@ -95,7 +95,9 @@ def test_a_crash_before_anything_is_known_shows_its_traceback_and_where_the_outp
     log.unlink()
 
 
-@pytest.mark.parametrize(("kind", "error"), [("waits", ""), ("hangs", "RuntimeError: of a run that does not end")])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("waits", ""), ("interrupted", ""), ("hangs", "RuntimeError: of a run that does not end")]
+)
 def test_ctrl_c_ends_the_run_cleanly_and_the_status_is_its_own(tmp_path, kind, error):
     script = (
         "import sys; from maskgrpo_cli.train import watch; from maskgrpo_cli.screen import Screen; "
