@@ -20,7 +20,7 @@ LEAST_ENTROPY = 1e-8  # added to that of every step, so that none has the probab
 class SampledSteps(Estimator):
     """One pass per drawn step: tokens of earlier steps are visible, all others masked, those of the step are scored.
 
-    AGRPO (probablyabot/agrpo). A completion's steps are those up to the last that revealed a token other than an end
+    AGRPO (arXiv 2510.04019). A completion's steps are those up to the last that revealed a token other than an end
     token, T in number; the mean over them of a step's loss is estimated by `draws` of them, each a row of the loss of
     its own. A step that was drawn with the probability P weighs 1/(T·P), so that the expectation is the mean over all
     steps, whatever `weighting`.

@@ -18,7 +18,7 @@ def agrpo_loss(
     config: Any = None,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """AGRPO's objective (probablyabot/agrpo, agrpo_trainer.py): the mean over rows, one per drawn step, of
+    """AGRPO's objective (arXiv 2510.04019; probablyabot/agrpo): the mean over rows, one per drawn step, of
 
         weight · sum over its tokens of −min(ρA, clip(ρ, 1−ε, 1+ε)A) + β·ρ·k3(ℓ, ℓ_ref).
 
