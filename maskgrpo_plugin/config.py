@@ -33,7 +33,7 @@ class EstimationConfig(BaseConfig):
 
     Attributes:
         estimator: name of a registered estimator: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, `elbo`,
-            `spg`, `positions`, or one of your own.
+            `spg`, `positions`, `sampled_steps`, or one of your own.
         mu: inner updates over the same rollouts, 1 or more; None: the estimator's default.
         canvas: what the model sees after the first end token: `masked`, `full`, `visible` or `trimmed`; see
             `Estimator`.
@@ -100,13 +100,22 @@ class EstimationConfig(BaseConfig):
         """The estimator with its options."""
         return build_estimator(self.estimator, **self.estimator_options())
 
-    def plan(self, step: int, *, stop_token_ids: tuple[int, ...], block_length: int | None = None) -> StepPlan:
+    def plan(
+        self,
+        step: int,
+        *,
+        stop_token_ids: tuple[int, ...],
+        block_length: int | None = None,
+        temperature: float = 1.0,
+        banned_token_ids: tuple[int, ...] = (),
+    ) -> StepPlan:
         """What every worker needs to find the passes of a training step.
 
         Args:
             step: the trainer's global step.
             stop_token_ids: ids that end a response.
             block_length: of a block-causal model.
+            temperature, banned_token_ids: of the sampler, and what it never emits.
         """
         return StepPlan(
             estimator=self.estimator,
@@ -116,6 +125,8 @@ class EstimationConfig(BaseConfig):
             stop_token_ids=tuple(stop_token_ids),
             cfg_scale=float(self.cfg_scale),
             block_length=block_length,
+            temperature=float(temperature),
+            banned_token_ids=tuple(banned_token_ids),
         )
 
 
@@ -212,6 +223,10 @@ class SamplerSettings(BaseConfig):
         """The options that old keys set."""
         keys = [each.name for each in fields(self) if each.name not in ("name", "options", "_target_")]
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def banned_token_ids(self, mask_token_id: int) -> tuple[int, ...]:
+        """What the sampler never emits."""
+        return (mask_token_id, *self.chosen().get("forbidden_token_ids", ()))
 
     def chosen(self) -> dict[str, Any]:
         """The options that are set; old keys of options that another sampler has are passed over, as they always were.

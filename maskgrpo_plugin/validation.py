@@ -33,6 +33,7 @@ from maskgrpo_plugin.workers.checks import check_merge, check_ray, check_strateg
 from maskgrpo_plugin.workers.platform import check_device
 from maskgrpo_plugin.workers.rollout.checks import check_rollout
 from maskgrpo_plugin.workers.rollout.prompt_checks import check_prompts
+from maskgrpo_plugin.workers.rollout.record_checks import check_record
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ CHECKS: tuple[Check, ...] = (
     Check("actor_rollout_ref.actor.strategy", check_strategy),
     Check("actor_rollout_ref.model.lora.merge", check_merge),
     Check("actor_rollout_ref.rollout", check_rollout),
+    Check("actor_rollout_ref.rollout.calculate_log_probs", check_record, of_diffusion=True),
     Check("actor_rollout_ref", check_sections),
     Check("reward.image", check_image_reward_config),
     Check("reward", check_text_reward_config),

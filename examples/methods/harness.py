@@ -34,6 +34,7 @@ from maskgrpo_cli.shipped import config_folder
 from maskgrpo_plugin.diffusion.estimators.plan import mask_keys
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.samplers.base import SamplerOutput
+from maskgrpo_plugin.diffusion.samplers.record import FIELDS
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.models.families import build_family
 from maskgrpo_plugin.models.registry import block_length_of
@@ -218,10 +219,13 @@ class Run:
         responses = output.sequences[:, width:]
         prompts = [row[kept] for row, kept in zip(ids, inside, strict=True)]
         jagged = partial(torch.nested.as_nested_tensor, layout=torch.jagged)
+        record = {} if output.record is None else dict(zip(FIELDS, output.record.parts(), strict=True))
         plan = self.estimation.plan(
             self.step,
             stop_token_ids=self.family.stop_token_ids,
             block_length=block_length_of(self.model.config),
+            temperature=settings.temperature,
+            banned_token_ids=omega_conf_to_dataclass(settings.sampler).banned_token_ids(self.family.mask_token_id),
         )
         data = tu.get_tensordict(
             {
@@ -231,6 +235,7 @@ class Run:
                 "response_mask": jagged(list(torch.ones_like(responses))),
                 "reveal_step": jagged(list(output.reveal_step[:, width:])),
                 "mask_key": torch.tensor(keys),
+                **{name: jagged(list(values)) for name, values in record.items()},
             },
             non_tensor_dict={
                 "estimation": plan.to_plain(),
@@ -282,6 +287,7 @@ class Run:
             response_length=config.data.max_response_length,
             temperature=temperature,
             stop_token_ids=tuple(self.family.stop_token_ids),
+            record=config.actor_rollout_ref.rollout.calculate_log_probs,
         )
         output = sampler.generate(
             self.model,

@@ -1,12 +1,49 @@
 """Log-likelihood (and entropy) of the tokens at masked positions, in chunks so that few logits live at once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class SamplingDistribution:
+    """What a sampler drew tokens from, where that is not the model's own softmax: the softmax of logits/temperature
+    over the tokens that might be emitted.
+
+    Attributes:
+        temperature: above 0.
+        banned: ids that are never emitted, such as the mask token's.
+        allowed: (N, K) integer ids that each of N tokens might have been, in any order, −1 for none; a row of −1 alone
+            stands for all ids. None: all ids for all tokens.
+    """
+
+    temperature: float = 1.0
+    banned: tuple[int, ...] = ()
+    allowed: Tensor | None = None
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """(N, V) logits whose softmax it is, −∞ at what could not be drawn; float32, or float64 where they are."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        if self.banned:
+            out = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            out[list(self.banned)] = True
+            logits = logits.masked_fill(out, float("-inf"))
+        if self.allowed is None:
+            return logits
+        ids = self.allowed.long()
+        beyond = logits.shape[-1]
+        kept = torch.zeros(len(ids), beyond + 1, dtype=torch.bool, device=logits.device)
+        kept = kept.scatter(1, ids.masked_fill(ids < 0, beyond), True)[:, :beyond] | (ids < 0).all(1, keepdim=True)
+        return logits.masked_fill(~kept, float("-inf"))
+
+    def of(self, tokens: slice) -> "SamplingDistribution":
+        """That of some of the N tokens."""
+        return self if self.allowed is None else replace(self, allowed=self.allowed[tokens])
 
 
 def masked_log_probs(
@@ -17,6 +54,7 @@ def masked_log_probs(
     chunk_size: int = 1024,
     with_entropy: bool = False,
     vocab_slice: tuple[int, int] | None = None,
+    sampling: SamplingDistribution | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """ℓ_n = log p(o_n | ô, c) at masked positions n (the token likelihood of arXiv 2510.02880, Eq. 2).
 
@@ -36,6 +74,7 @@ def masked_log_probs(
             distribution, which costs some more memory per chunk.
         vocab_slice: (start, stop), the softmax is over the logits [start, stop) only (the codebook of images). A head
             that computes only these columns can be given instead, with target ids counted from `start`.
+        sampling: what the tokens were drawn from, in place of the softmax; not with `vocab_slice`.
 
     Returns:
         log_probs (N,), at most 0, and entropy (N,) in nats or None; float32, or float64 where the logits are.
@@ -45,19 +84,25 @@ def masked_log_probs(
     """
     _check_rows(hidden, target_ids, chunk_size)
 
-    def one_chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def one_chunk(
+        rows: Tensor, targets: Tensor, drawn_from: SamplingDistribution | None
+    ) -> tuple[Tensor, Tensor | None]:
         logits = _select_vocabulary(project(rows), rows.shape[0], vocab_slice)
+        if drawn_from is not None:
+            logits = drawn_from.logits(logits)
         start = 0 if vocab_slice is None else vocab_slice[0]
         return _log_probs_and_entropy(logits, targets - start, with_entropy)
 
     if hidden.shape[0] == 0:
-        return one_chunk(hidden, target_ids)
+        return one_chunk(hidden, target_ids, sampling)
     pieces = []
-    for rows, targets in zip(hidden.split(chunk_size), target_ids.split(chunk_size), strict=True):
+    for first in range(0, hidden.shape[0], chunk_size):
+        chunk = slice(first, first + chunk_size)
+        given = hidden[chunk], target_ids[chunk], None if sampling is None else sampling.of(chunk)
         if torch.is_grad_enabled():
-            pieces.append(checkpoint(one_chunk, rows, targets, use_reentrant=False))
+            pieces.append(checkpoint(one_chunk, *given, use_reentrant=False))
         else:
-            pieces.append(one_chunk(rows, targets))
+            pieces.append(one_chunk(*given))
     log_probs = torch.cat([piece[0] for piece in pieces])
     entropy = torch.cat([piece[1] for piece in pieces]) if with_entropy else None
     return log_probs, entropy

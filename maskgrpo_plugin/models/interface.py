@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from maskgrpo_plugin.diffusion.likelihood import fused_log_probs, masked_log_probs, sliced_log_probs
+from maskgrpo_plugin.diffusion.likelihood import (
+    SamplingDistribution,
+    fused_log_probs,
+    masked_log_probs,
+    sliced_log_probs,
+)
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers.block_causal.cache import PrefixCache
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
@@ -121,6 +126,7 @@ class MaskPredictorModel(PreTrainedModel):
         block_length: int | None = None,
         chunk_size: int = 512,
         label_smoothing: float = 0.0,
+        sampling: SamplingDistribution | None = None,
         **kwargs: Any,
     ) -> MaskedDiffusionOutput:
         """Predict the tokens of a canvas.
@@ -162,6 +168,8 @@ class MaskPredictorModel(PreTrainedModel):
             chunk_size: positions per chunk of the head.
             label_smoothing: ε ≥ 0: the log-probability ℓ of a target among the columns of `vocab_slice` becomes
                 (1 − ε)·ℓ + ε·mean of the log-probabilities of those columns; of any other it stays.
+            sampling: what a sampler drew the targets from: their log-probabilities there, whatever `vocab_slice` and
+                `label_smoothing`. Its N tokens are those of `target_ids`.
             **kwargs: accepted for transformers' callers.
 
         Returns:
@@ -214,6 +222,7 @@ class MaskPredictorModel(PreTrainedModel):
                 guidance_scale=guidance_scale,
                 chunk_size=chunk_size,
                 label_smoothing=label_smoothing,
+                sampling=sampling,
             )
         if columns is not None:
             hidden = hidden.view(*logits_positions.shape, hidden.shape[-1])  # type: ignore[union-attr]
@@ -231,6 +240,7 @@ class MaskPredictorModel(PreTrainedModel):
         guidance_scale: float = 0.0,
         chunk_size: int = 512,
         label_smoothing: float = 0.0,
+        sampling: SamplingDistribution | None = None,
     ) -> MaskedDiffusionOutput:
         """Logits, or log-probabilities of `target_ids`, from hidden states (N, D); see `forward`."""
         if guidance_scale > 0:
@@ -238,6 +248,11 @@ class MaskPredictorModel(PreTrainedModel):
             hidden = (1 + guidance_scale) * cond - guidance_scale * uncond
         if target_ids is None:
             return MaskedDiffusionOutput(logits=self.project(hidden, vocab_slice))
+        if sampling is not None:
+            log_probs, entropy = masked_log_probs(
+                hidden, self.project, target_ids, chunk_size=chunk_size, with_entropy=with_entropy, sampling=sampling
+            )
+            return MaskedDiffusionOutput(log_probs=log_probs, entropy=entropy)
         head = None if with_entropy else self._head_matrix()
 
         def score(rows: Tensor, targets: Tensor, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:

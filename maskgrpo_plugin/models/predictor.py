@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from maskgrpo_plugin.diffusion.likelihood import SamplingDistribution
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers.block_causal.cache import PrefixCache
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
@@ -82,5 +83,6 @@ class MaskPredictor(Protocol):
         first_column: int = 0,
         packing: Packing | None = None,
         clean_ids: Tensor | None = None,
+        sampling: SamplingDistribution | None = None,
     ) -> MaskedDiffusionOutput:
         """Predict the tokens of a canvas; see `MaskPredictorModel.forward`."""

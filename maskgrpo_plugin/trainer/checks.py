@@ -55,14 +55,15 @@ ADVANTAGES_OF_OTHERS = {  # of verl's advantages, what they need and a masked di
     "tir_optimal_token_baseline": "probabilities of the rollout",
 }
 LOSSES_OF_OTHERS = ("bypass_mode", "dppo_kl", "dppo_tv")  # they compare with the rollout's own log-probabilities
+NO_CORRECTION = "what compares with the sampler is the estimator sampled_steps (method=agrpo)"
 NOT_OFFERED = "it is not offered for masked diffusion"
 IGNORED_ALGORITHM = {
     "gamma": Ignored((1.0,), "rewards are of whole completions; a level is algorithm.estimation.options.gamma"),
     "lam": Ignored((1.0,), "there is no critic whose advantages it would weight"),
     "use_pf_ppo": Ignored((False,), NOT_OFFERED),
-    "rollout_correction.rollout_is": Ignored((None,), "a diffusion sampler has no log-probabilities to correct by"),
-    "rollout_correction.rollout_rs": Ignored((None,), "a diffusion sampler has no log-probabilities to correct by"),
-    "rollout_correction.bypass_mode": Ignored((False,), "a diffusion sampler has no log-probabilities of its own"),
+    "rollout_correction.rollout_is": Ignored((None,), NO_CORRECTION),
+    "rollout_correction.rollout_rs": Ignored((None,), NO_CORRECTION),
+    "rollout_correction.bypass_mode": Ignored((False,), NO_CORRECTION),
     "rollout_correction.loss_type": Ignored(("ppo_clip",), "the loss is actor.policy_loss.loss_mode"),
     "rollout_correction.rollout_is_batch_normalize": Ignored((False,), "there is no rollout correction"),
     "rollout_correction.rollout_is_threshold": Ignored((2.0,), "there is no rollout correction"),
@@ -156,7 +157,6 @@ def check_unsupported(config: DictConfig) -> None:
     """
     needs_false = {
         "algorithm.use_kl_in_reward": "the KL term of MaskGRPO is in the loss: actor.use_kl_loss",
-        "actor_rollout_ref.rollout.calculate_log_probs": "a diffusion sampler has no log-probability of its own",
         "actor_rollout_ref.model.use_fused_kernels": "the engine computes masked positions in chunks itself",
         "actor_rollout_ref.actor.use_prefix_grouper": "it is for causal models",
         "critic.enable": "MaskGRPO has no critic",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
 from maskgrpo_plugin.diffusion.estimators import ESTIMATORS
 from maskgrpo_plugin.errors import OptionError
@@ -11,9 +12,9 @@ from maskgrpo_plugin.trainer.losses.sequence import SequenceLoss
 
 ACTOR = "actor_rollout_ref.actor"
 LOSS = f"{ACTOR}.policy_loss"
-RECORDED = ("reveal_step",)  # fields of a completion, one entry per token, that all samplers record
 TOKEN = "token"
 KL_OF_SCORES = ("k2", "mse")
+K3 = ("low_var_kl", "k3")
 
 
 def check_loss(config: DictConfig) -> None:
@@ -26,12 +27,11 @@ def check_loss(config: DictConfig) -> None:
     name: str = actor.policy_loss.loss_mode
     loss = _build(name, actor.policy_loss)
     _check_fit(name, loss, estimator)
-    missing = [field for field in ESTIMATORS[estimator].requires if field not in RECORDED]
-    if missing:
-        allowed = f"it reads {', '.join(missing)} of the rollout, and samplers record {', '.join(RECORDED)} alone"
-        raise OptionError("algorithm.estimation.estimator", estimator, allowed)
     if loss is not None:
         _check_kl(name, loss, actor)
+    elif actor.use_kl_loss and getattr(get_policy_loss_fn(name), "has_kl", False) and actor.kl_loss_type not in K3:
+        allowed = f"use low_var_kl: the loss {name} has a k3 term of its own"
+        raise OptionError(f"{ACTOR}.kl_loss_type", actor.kl_loss_type, allowed)
 
 
 def _build(name: str, section: Any) -> SequenceLoss | None:

@@ -9,6 +9,7 @@ import ray
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
+from torch.nn.functional import pad
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, register_trainer
@@ -116,9 +117,14 @@ class MaskGRPOStages(DumpingTrainer, AccountedTrainer):
         """
         if self.estimation is None:
             return super()._compute_old_log_prob(batch, metrics)
+        rollout = self.config.actor_rollout_ref.rollout
         family = load_family(self.config.actor_rollout_ref.model, self.tokenizer)
         self.plan = self.estimation.plan(
-            self.global_steps, stop_token_ids=family.stop_token_ids, block_length=block_length_of(family.config)
+            self.global_steps,
+            stop_token_ids=family.stop_token_ids,
+            block_length=block_length_of(family.config),
+            temperature=rollout.temperature,
+            banned_token_ids=omega_conf_to_dataclass(rollout.sampler).banned_token_ids(family.mask_token_id),
         )
         self._write_mask_keys(batch)
         self._write_extra_fields(batch)
@@ -299,7 +305,8 @@ def jagged_field(name: str, extra_fields: Iterable[Mapping[str, Any]], lengths: 
     """A field of the rollouts as a jagged tensor (B, j).
 
     Args:
-        name: of the field; all but `uncond_ids` have an entry for each response token.
+        name: of the field; all but `uncond_ids` have an entry for each response token, which may be a list of ids,
+            filled up with −1.
         extra_fields: what the rollouts gave. Rows with which verl fills a batch up have a copy of another row's.
         lengths: of the responses, to which copies of longer ones are cut.
     """
@@ -307,6 +314,9 @@ def jagged_field(name: str, extra_fields: Iterable[Mapping[str, Any]], lengths: 
         torch.tensor(extra[name] if name == UNCOND_IDS else extra[name][:length])
         for extra, length in zip(extra_fields, lengths, strict=True)
     ]
+    if rows and rows[0].dim() == 2:
+        width = max(row.shape[1] for row in rows)
+        rows = [pad(row, (0, width - row.shape[1]), value=-1) for row in rows]
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 

@@ -16,6 +16,10 @@ from maskgrpo_plugin.errors import OptionError
 
 MASK, STOP, PROMPT, END = 99, 2, 5, 14
 NAMES = ESTIMATORS.names()
+CANVASES_OF = [
+    (name, canvas) for name in NAMES for canvas in CANVASES if name != "sampled_steps" or canvas == "full"
+]  # a ratio to the sampler's record is on the sampler's canvas
+BY_TOKEN = ("reveal_step", "sampler_log_prob", "sampler_entropy", "sampler_allowed")
 
 
 def make_rows(count=6, length=20, **changes):
@@ -27,6 +31,7 @@ def make_rows(count=6, length=20, **changes):
     attended[0, 18:] = False
     response = (column >= PROMPT) & attended
     reveal = torch.randint(0, 8, (count, length), generator=torch.Generator().manual_seed(1))
+    entropy = torch.rand(count, length, generator=torch.Generator().manual_seed(2))
     fields = {
         "tokens": tokens,
         "response": response,
@@ -36,13 +41,16 @@ def make_rows(count=6, length=20, **changes):
         "mask_token_id": MASK,
         "stop_token_ids": (STOP,),
         "reveal_step": reveal.masked_fill(~response, -1),
+        "sampler_log_prob": -entropy,
+        "sampler_entropy": entropy,
+        "sampler_allowed": torch.full((count, length, 1), -1),
     }
     return Rows(**(fields | changes))
 
 
 def take(rows, index):
     """Some of the rows, in another order."""
-    names = ("tokens", "response", "prompt", "attended", "keys", "reveal_step")
+    names = ("tokens", "response", "prompt", "attended", "keys", *BY_TOKEN)
     return Rows(
         **{name: getattr(rows, name)[index] for name in names}, mask_token_id=MASK, stop_token_ids=rows.stop_token_ids
     )
@@ -62,8 +70,7 @@ def test_the_tail_is_what_follows_the_first_stop():
 # --- what holds for all of them
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("canvas", CANVASES)
+@pytest.mark.parametrize(("name", "canvas"), CANVASES_OF)
 def test_the_tail_is_what_the_canvas_says(name, canvas):
     rows = make_rows()
     estimator = build_estimator(name, canvas=canvas)
@@ -84,8 +91,7 @@ def test_the_tail_is_what_the_canvas_says(name, canvas):
     assert torch.equal(estimator.attended(rows), rows.attended & ~tail if canvas == "trimmed" else rows.attended)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("canvas", CANVASES)
+@pytest.mark.parametrize(("name", "canvas"), CANVASES_OF)
 def test_what_is_scored_is_masked_and_what_is_visible_is_true(name, canvas):
     rows = make_rows()
     for one in passes_of(name, rows, canvas=canvas):
@@ -110,6 +116,7 @@ def test_passes_do_not_depend_on_the_order_or_split_of_rows(name):
             assert torch.equal(some[n].noisy, one.noisy[index])
             assert torch.equal(some[n].scored, one.scored[index])
             torch.testing.assert_close(some[n].weight, one.weight[index], rtol=0, atol=0)
+            assert one.loss_weight is None or torch.equal(some[n].loss_weight, one.loss_weight[index])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,6 +132,7 @@ def test_padding_in_front_changes_nothing(name):
         mask_token_id=MASK,
         stop_token_ids=rows.stop_token_ids,
         reveal_step=pad(rows.reveal_step, -1),
+        sampler_entropy=pad(rows.sampler_entropy, 0),
     )
     for one, other in zip(passes_of(name, rows), passes_of(name, padded), strict=True):
         assert torch.equal(other.noisy[:, 3:], one.noisy)
@@ -132,12 +140,11 @@ def test_padding_in_front_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_separable_estimator_scores_a_token_at_most_once(name):
+def test_a_separable_estimator_scores_a_token_at_most_once_per_estimate(name):
     estimator = build_estimator(name)
     passes = estimator.passes(make_rows(), seed=3, step=1, update=0)
-    times = torch.stack([one.scored for one in passes]).sum(0)
-    assert times.max() <= 1 or not estimator.separable
-    assert not estimator.separable or estimator.estimates == 1
+    of_estimates = torch.stack([one.scored for one in passes]).unflatten(0, (estimator.estimates, -1))
+    assert of_estimates.sum(1).max() <= 1 or not estimator.separable
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -342,7 +349,7 @@ def test_who_shares_a_mask():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("maskgrpoo", {}, "estimator='maskgrpoo' is not usable; .*maskgrpo, positions, spg, trajectory"),
+        ("maskgrpoo", {}, "estimator='maskgrpoo' is not usable; .*positions, sampled_steps, spg, trajectory"),
         (
             "diffu_grpo",
             {"gamma": 0.5},
@@ -361,6 +368,10 @@ def test_who_shares_a_mask():
         ("trajectory", {"shrink": 0}, "shrink=0"),
         ("trajectory", {"end_tokens": -1}, "end_tokens=-1"),
         ("diffu_grpo", {"prompt_mask_ratio": 2}, "prompt_mask_ratio=2"),
+        ("sampled_steps", {"canvas": "masked"}, "canvas='masked' .* use full: the ratio to the sampler's record"),
+        ("sampled_steps", {"draws": 0}, "draws=0"),
+        ("sampled_steps", {"weighting": "loss"}, "weighting='loss' is not usable; allowed: entropy, uniform"),
+        ("sampled_steps", {"stratified": 1}, "stratified=1 is not usable; allowed: true, false"),
     ],
 )
 def test_a_wrong_option_is_named(name, options, message):

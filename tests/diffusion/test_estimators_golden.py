@@ -21,7 +21,10 @@ from verl.trainer.ppo.core_algos import agg_loss
 
 from maskgrpo_plugin.diffusion.estimators import Pass, build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.coupled import coupled_passes
+from maskgrpo_plugin.diffusion.estimators.sampled_steps import step_passes
+from maskgrpo_plugin.diffusion.likelihood import SamplingDistribution
 from maskgrpo_plugin.trainer.advantages import group_advantages
+from maskgrpo_plugin.trainer.losses.agrpo import agrpo_loss
 from maskgrpo_plugin.trainer.losses.maskgrpo import maskgrpo_loss
 from maskgrpo_plugin.trainer.losses.tracerl import tracerl_block_loss, tracerl_loss
 
@@ -200,6 +203,102 @@ def test_unigrpo_of_dllm_rl(prefix, rows, meta, models):
     stored = load_file(FOLDER / "unigrpo_dllm_rl.safetensors")
     loss = slice_loss(rows, models, stored, prefix, meta["unigrpo_dllm_rl"])
     assert_loss_and_gradient(loss, stored, prefix, models)
+
+
+class AGRPO:
+    """AGRPO's rows and losses of the golden batch, with the stored record of one variant."""
+
+    def __init__(self, rows, models, stored, prefix, settings):
+        prompt = rows.tokens.shape[1] - stored[f"{prefix}logp_sampler"].shape[1]
+        before = torch.zeros(len(rows.tokens), prompt)
+        in_place = lambda name: torch.cat([before, stored[f"{prefix}{name}"]], dim=1)  # noqa: E731
+        self.rows = replace(
+            rows, sampler_log_prob=in_place("logp_sampler"), sampler_entropy=in_place("entropy_sampler")
+        )
+        ids = torch.arange(stored[f"{prefix}allowed_tokens"].shape[-1])
+        allowed = torch.where(stored[f"{prefix}allowed_tokens"].bool(), ids, -1).sort(dim=-1, descending=True).values
+        self.allowed = torch.nn.functional.pad(allowed, (0, 0, prompt, 0), value=-1)
+        self.models, self.settings = models, settings
+
+    def log_probs(self, name, one):
+        """(B, L), as the sampler would have drawn the tokens."""
+        with torch.set_grad_enabled(name == "new"):
+            drawn = SamplingDistribution(self.settings["temperature"], (), self.allowed.flatten(0, 1))
+            logits = self.models[name].logits(one.noisy)
+            found = drawn.logits(logits.flatten(0, 1)).view(logits.shape).log_softmax(-1)
+            return found.gather(-1, self.rows.tokens.unsqueeze(-1)).squeeze(-1)
+
+    def loss(self, passes, beta, rows_in_mean):
+        """Of all passes as rows of one batch, whose mean is over `rows_in_mean`."""
+        each = {name: torch.cat([self.log_probs(name, one) for one in passes]) for name in ("new", "ref")}
+        scored = torch.cat([one.scored for one in passes])
+        weight = torch.cat([one.loss_weight for one in passes]).unsqueeze(-1).expand(scored.shape)
+        config = actor(self.settings | {"beta": beta}, scored)
+        config.global_batch_info["global_batch_size"] = rows_in_mean
+        if beta:
+            config.ref_log_prob = each["ref"]
+        spread = self.advantages.repeat(len(passes)).unsqueeze(-1).expand(scored.shape)
+        old = self.rows.sampler_log_prob.repeat(len(passes), 1)
+        loss, metrics = agrpo_loss(old, each["new"], spread, scored, config=config, rollout_is_weights=weight)
+        assert ("actor/kl_loss" in metrics) == bool(beta)
+        return loss
+
+
+AGRPO_PREFIXES = prefixes("agrpo", r"(uniform|entropy)\.(stratified|iid)\.beta[\d.]+?\.(?=[a-z])")
+
+
+def agrpo(rows, models, prefix, meta):
+    """The stored file, and the batch of one variant."""
+    stored, settings = load_file(FOLDER / "agrpo.safetensors"), meta["agrpo"]
+    found = AGRPO(rows, models, stored, prefix, settings)
+    found.advantages = stored["advantages"]
+    return stored, found, settings
+
+
+@pytest.mark.parametrize("prefix", AGRPO_PREFIXES)
+def test_agrpo(prefix, rows, meta, models):
+    """The published sum is divided by the size of one group, whatever the number of groups; our mean is over all."""
+    stored, batch, settings = agrpo(rows, models, prefix, meta)
+    weighting, sampling, beta = re.match(r"(\w+)\.(\w+)\.beta([\d.]+)\.$", prefix).groups()
+    draws = settings["mc_samples"]
+    options = {"weighting": weighting, "stratified": sampling == "stratified", "draws": draws}
+    estimator = build_estimator("sampled_steps", **options)
+    steps, probability = estimator.probabilities(batch.rows)
+    assert torch.equal((steps >= 0).sum(-1) - 1, stored[f"{prefix}last_step"])
+    if weighting == "entropy":
+        torch.testing.assert_close(probability, stored[f"{prefix}step_probability"], **CLOSE)
+    drawn = stored[f"{prefix}steps"]
+    weight = 1 / ((steps >= 0).sum(-1, keepdim=True) * probability.gather(1, drawn))  # step s is the s-th of them
+    torch.testing.assert_close(weight, stored[f"{prefix}weight"], **CLOSE)
+    passes = step_passes(batch.rows, drawn, weight)
+    prompt = rows.tokens.shape[1] - stored[f"{prefix}in_loss"].shape[-1]
+    assert torch.equal(torch.stack([one.noisy for one in passes]), stored[f"{prefix}canvas"].long())
+    assert torch.equal(torch.stack([one.scored for one in passes])[..., prompt:], stored[f"{prefix}in_loss"].bool())
+    for one, expected in zip(passes, stored[f"{prefix}logp_new_at_step"], strict=True):
+        torch.testing.assert_close(batch.log_probs("new", one)[one.scored].detach(), expected, **CLOSE)
+    loss = batch.loss(passes, float(beta), draws * settings["num_generations"])
+    assert_loss_and_gradient(loss, stored, prefix, models)
+    # the estimator's own choice at the middle of each published step's share of [0, 1) is that step, with that weight
+    upper = probability.cumsum(-1).gather(1, drawn)
+    chosen, own = estimator.choose(batch.rows, upper - probability.gather(1, drawn) / 2)
+    assert torch.equal(chosen, drawn)
+    torch.testing.assert_close(own, stored[f"{prefix}weight"], **CLOSE)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "entropy"])
+def test_agrpos_expectation_is_the_mean_over_all_steps(weighting, rows, meta, models):
+    """Each step as often as it is drawn, times its weight: the same for both ways to draw, without noise."""
+    prefix = next(iter(p for p in AGRPO_PREFIXES if p.startswith("uniform")))
+    stored, batch, settings = agrpo(rows, models, prefix, meta)
+    steps, probability = build_estimator("sampled_steps", weighting=weighting).probabilities(batch.rows)
+    count = (steps >= 0).sum(-1, keepdim=True)
+    weight = torch.where(steps >= 0, 1 / (count * probability.clamp(min=1e-300)), 0.0)
+    passes = step_passes(batch.rows, steps, probability * weight)
+    loss = batch.loss(passes, 0.0, settings["num_generations"])
+    torch.testing.assert_close(loss, stored["derived.expected_loss_uniform"], **CLOSE)
+    loss.backward()
+    for name, value in models["new"].w.items():
+        torch.testing.assert_close(value.grad, stored[f"derived.expected_uniform.grad.{name}"], **CLOSE)
 
 
 def test_a_pass_of_zero_weight_gives_no_gradient_and_no_nan(rows, models):

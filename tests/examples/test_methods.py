@@ -12,7 +12,17 @@ from example_modules import load_example
 
 from maskgrpo_plugin.rewards import score
 
-METHODS = ["bgpo", "coupled_grpo", "gdsd", "justgrpo", "maskgrpo", "spg", "tracerl_block", "wd1"]  # every kind of loss
+METHODS = [
+    "agrpo",
+    "bgpo",
+    "coupled_grpo",
+    "gdsd",
+    "justgrpo",
+    "maskgrpo",
+    "spg",
+    "tracerl_block",
+    "wd1",
+]  # every kind of loss
 PASSES = {  # per completion: new, old, reference; see the table of docs/methods.md
     "maskgrpo": (12, 12, 12),
     "maskgrpo_image": (6, 6, 6),
@@ -28,6 +38,7 @@ PASSES = {  # per completion: new, old, reference; see the table of docs/methods
     "spg": (8, 0, 0),
     "wd1": (12, 0, 0),
     "justgrpo": (8, 0, 0),
+    "agrpo": (24, 0, 0),
     "tracerl": (1, 1, 0),  # eight steps are one slice
 }
 BY_ANSWER = {  # of an answer of n tokens with its end, one revealed per step

@@ -327,6 +327,16 @@ algorithm.estimation.estimator=elbo => actor_rollout_ref.actor.policy_loss.loss_
 method=gdpo algorithm.estimation.options.nodes=gauss-9
 method=gdpo algorithm.estimation.options.complement=true
 method=justgrpo algorithm.estimation.options.sampled=0
+method=agrpo algorithm.estimation.options.draws=0
+method=agrpo algorithm.estimation.options.weighting=loss
+method=agrpo algorithm.estimation.options.stratified=maybe
+method=agrpo algorithm.estimation.canvas=masked
+method=agrpo algorithm.estimation.cfg_scale=0.5
+method=agrpo actor_rollout_ref.rollout.calculate_log_probs=false
+method=agrpo actor_rollout_ref.rollout.sampler.options.top_k=0
+method=agrpo +actor_rollout_ref.rollout.sampler.options.cache=dual
+method=agrpo +actor_rollout_ref.rollout.sampler.options.record=true => actor_rollout_ref.rollout.sampler.options.record
+method=agrpo actor_rollout_ref.actor.use_kl_loss=true actor_rollout_ref.actor.kl_loss_type=k2
 algorithm.estimation.estimator=coupled actor_rollout_ref.actor.use_kl_loss=true algorithm.estimation.options.nope=1
 +algorithm.estimation.nu=3
 algorithm.adv_estimator=unknown

@@ -1,5 +1,7 @@
 """Helpers of the trainer: means of reward components, captions."""
 
+import numpy as np
+
 from maskgrpo_plugin.rewards.failures import mean_reward_components
 from maskgrpo_plugin.trainer.image_log import distinct_words
 from maskgrpo_plugin.trainer.stages import jagged_field
@@ -28,6 +30,9 @@ def test_rows_that_fill_a_batch_up_have_fields_as_long_as_they_are():
     """verl's have one response token and a copy of another row's fields."""
     extras = [{"reveal_step": [2, 0, 1], "uncond_ids": [7, 8]}, {"reveal_step": [2, 0, 1], "uncond_ids": [7, 8]}]
     assert [row.tolist() for row in jagged_field("reveal_step", extras, [3, 1]).unbind()] == [[2, 0, 1], [2]]
+    allowed = [{"ids": np.array([[5, 6], [7, -1]], dtype=np.int32)}, {"ids": np.array([[8]], dtype=np.int32)}]
+    found = jagged_field("ids", allowed, [2, 1]).unbind()
+    assert [row.tolist() for row in found] == [[[5, 6], [7, -1]], [[8, -1]]]
     assert [row.tolist() for row in jagged_field("uncond_ids", extras, [3, 1]).unbind()] == [[7, 8], [7, 8]]
 
 

@@ -71,6 +71,9 @@ def to_tensordict(batch, rows, **non_tensors):
         "mask_key": torch.tensor(pick["mask_key"]),
         "reveal_step": jagged(pick["reveal_step"], torch.long),
     }
+    for name in ("sampler_log_prob", "sampler_entropy", "sampler_allowed"):
+        if name in pick:
+            tensors[name] = jagged(pick[name], torch.int32 if name == "sampler_allowed" else torch.float32)
     if "uncond_ids" in pick:
         tensors["uncond_ids"] = jagged(pick["uncond_ids"], torch.long)
     return tu.get_tensordict(tensors, non_tensor_dict=non_tensors)

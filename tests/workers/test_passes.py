@@ -1,5 +1,6 @@
 """From a batch to passes and back: what a unit holds, the packed line, and how much one forward of the engine holds."""
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ import maskgrpo_plugin.trainer.losses  # noqa: F401  (registers them)
 from maskgrpo_plugin.config import PolicyLossSettings
 from maskgrpo_plugin.diffusion.estimators import Estimator, build_estimator, make_pass
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
+from maskgrpo_plugin.diffusion.samplers import build_sampler
+from maskgrpo_plugin.diffusion.samplers.record import FIELDS
 from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 from maskgrpo_plugin.workers.engine import MaskedDiffusionEngine, masked_diffusion
 from maskgrpo_plugin.workers.engine.passes import (
@@ -47,6 +50,17 @@ def trajectory_batch(rows=4, length=64, *, seed=0):
         "mask_key": list(range(rows)),
         "advantages": torch.randn(rows, generator=g).tolist(),
         "reveal_step": [torch.randperm(length, generator=g).tolist() for _ in range(rows)],
+    }
+
+
+def with_record(batch):
+    """The batch with a sampler's record that no sampler made."""
+    g = torch.Generator().manual_seed(1)
+    lengths = [len(response) for response in batch["responses"]]
+    return batch | {
+        "sampler_log_prob": [(-3 * torch.rand(n, generator=g)).tolist() for n in lengths],
+        "sampler_entropy": [torch.rand(n, generator=g).tolist() for n in lengths],
+        "sampler_allowed": [[[token, 9, 10] for token in response] for response in batch["responses"]],
     }
 
 
@@ -415,11 +429,11 @@ def test_a_unit_has_the_old_values_of_its_own_draw():
 
 @pytest.mark.parametrize(("estimator", "options"), [
     ("elbo", APART), ("elbo", {"draws": 2, "complement": True}), ("positions", {"sampled": 4}),
-    ("spg", {"block_length": 4, "draws": 2}),
+    ("spg", {"block_length": 4, "draws": 2}), ("sampled_steps", {"draws": 3, "canvas": "full"}),
 ])  # fmt: skip
 def test_the_gradient_does_not_depend_on_how_draws_lie_in_micro_batches(model, estimator, options):
     plan = plan_of(estimator, **options)
-    batch = ranks.make_batch(4)
+    batch = with_record(ranks.make_batch(4))
     whole = run(model, batch, plan, micro_batch_size_per_gpu=24)[1]
     assert any(value.any() for value in whole.values())
     for size in (1, 5):
@@ -450,11 +464,12 @@ def test_verls_loss_takes_scores_without_old_values(model, name, estimator, opti
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
-@pytest.mark.parametrize("estimator", ["trajectory", "coupled", "maskgrpo"])
+@pytest.mark.parametrize("estimator", ["trajectory", "coupled", "maskgrpo", "sampled_steps"])
 def test_nothing_waits_for_the_device(model, monkeypatch, estimator, cfg_scale):
     """Tensors of the device `meta` have no values, so that whoever asks for one fails."""
-    batch = ranks.make_batch(4) | {"uncond_ids": [[20], [21, 22], [23], [24]]}
-    _, _, units = units_of(batch, plan_of(estimator, cfg_scale=cfg_scale), split=estimator == "trajectory", count=5)
+    batch = with_record(ranks.make_batch(4)) | {"uncond_ids": [[20], [21, 22], [23], [24]]}
+    plan = replace(plan_of(estimator, cfg_scale=cfg_scale), temperature=0.6, banned_token_ids=(MASK,))
+    _, _, units = units_of(batch, plan, split=estimator in ("trajectory", "sampled_steps"), count=5)
     line = make_line(units, torch.tensor([0, 3, len(units) - 1]), guided=cfg_scale > 0)
     assert {part.device.type for part in vars(line).values() if isinstance(part, torch.Tensor)} == {"cpu"}
     monkeypatch.setattr(masked_diffusion, "get_device_id", lambda: torch.device("meta"))
@@ -462,10 +477,91 @@ def test_nothing_waits_for_the_device(model, monkeypatch, estimator, cfg_scale):
     with torch.device("meta"):
         engine = Engine(LLaDAModelLM(model.config).eval())
     engine.module = engine.module.model
-    got = engine._estimate(line, plan_of(estimator, cfg_scale=cfg_scale), with_entropy=False)
+    got = engine._estimate(line, plan, with_entropy=False)
     assert got["log_probs"].device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError)):
         got["log_probs"].values().sum().item()
+
+
+def agrpo_actor(**changes):
+    """An actor's config with the loss `agrpo`."""
+    settings = {
+        "policy_loss": PolicyLossSettings(loss_mode="agrpo"),
+        "loss_agg_mode": "token-mean",
+        "loss_scale_factor": None,
+        "use_kl_loss": False,
+        "kl_loss_coef": 0.0,
+        "clip_ratio_low": 0.2,
+        "clip_ratio_high": 0.2,
+        "global_batch_info": {},
+    }
+    return SimpleNamespace(**(settings | changes))
+
+
+def sampled_batch(model, **options):
+    """Completions of the sampler with their record, and its plan's settings."""
+    given = {"steps": 8, "block_length": 4, "response_length": 8, "stop_token_ids": (STOP,), "record": True}
+    sampler = build_sampler("semi_autoregressive", **given, **options)
+    batch = ranks.make_batch(6)
+    for n, prompt in enumerate(batch["prompts"]):
+        canvas, generator = torch.tensor([prompt + [MASK] * 8]), [torch.Generator().manual_seed(n)]
+        output = sampler.generate(model, canvas, mask_token_id=MASK, generator=generator)
+        batch["responses"][n] = output.sequences[0, -8:].tolist()
+        batch["reveal_step"][n] = output.reveal_step[0, -8:].tolist()
+        for name, part in zip(FIELDS, output.record.parts(), strict=True):
+            values = torch.nn.functional.pad(part[0], (0, 9 - part.shape[-1]), value=-1) if part.dim() == 3 else part[0]
+            batch.setdefault(name, []).append(values.tolist())
+    batch["uncond_ids"] = [[MASK] * len(prompt) for prompt in batch["prompts"]]
+    banned = (MASK, *sampler.forbidden_token_ids)
+    return batch, {"temperature": sampler.temperature, "banned_token_ids": banned, "cfg_scale": sampler.cfg_scale}
+
+
+SAMPLERS = {
+    "temperature 1": {"temperature": 1.0},
+    "cooler": {"temperature": 0.6, "ordering": "random"},
+    "truncated": {"temperature": 0.6, "top_k": 8, "top_p": 0.9, "forbidden_token_ids": (3, 5)},
+    "guided": {"temperature": 1.4, "cfg_scale": 0.7},
+}
+
+
+@pytest.mark.parametrize("options", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("weighting", ["entropy", "uniform"])
+def test_the_first_ratio_to_the_samplers_record_is_one(model, options, weighting):
+    """The loss is then −Σ weight·A over the drawn steps' tokens, divided by the number of draws of the batch."""
+    batch, of_sampler = sampled_batch(model, **options)
+    plan = replace(plan_of("sampled_steps", canvas="full", draws=5, weighting=weighting), **of_sampler)
+    loss = partial(update_loss, agrpo_actor())
+    _, gradients, output = run(model, batch, plan, loss=loss, micro_batch_size_per_gpu=4)
+    assert output["metrics"]["actor/log_ratio_abs_max"].aggregate() < 2e-5
+    _, passes, _ = units_of(batch, plan)
+    advantages = torch.tensor(batch["advantages"])
+    expected = -sum((p.loss_weight * advantages * p.scored.sum(-1)).sum() for p in passes) / (5 * 6)
+    assert sum(output["loss"]) == pytest.approx(float(expected), abs=1e-4)
+    assert any(value.any() for value in gradients.values())
+    # of the model's own softmax, which is not what was drawn from, the ratio is another
+    own = replace(plan, temperature=1.0, banned_token_ids=())
+    _, _, other = run(model, batch | {"sampler_allowed": [[[-1]] * 8] * 6}, own, loss=loss, micro_batch_size_per_gpu=4)
+    assert other["metrics"]["actor/log_ratio_abs_max"].aggregate() > 1e-2
+
+
+def test_the_kl_term_is_weighted_like_the_ratio(model):
+    """All tokens at one step and no advantage: the loss is β/(draws·B)·Σ ρ·k3 to a reference 0.3 below the policy."""
+    batch, of_sampler = sampled_batch(model, **SAMPLERS["truncated"])
+    batch |= {"reveal_step": [[0] * 8] * 6, "advantages": [0.0] * 6}
+    plan = replace(plan_of("sampled_steps", canvas="full", draws=2), **of_sampler)
+    estimates = [
+        row[-9:-1] for row in run(model, batch, plan, forward_only=True)[2]["model_output"]["log_probs"].unbind()
+    ]
+    assert all(row.shape == (8, 2) and torch.equal(row[:, 0], row[:, 1]) for row in estimates)
+    lower = torch.nested.as_nested_tensor([row - 0.3 for row in estimates], layout=torch.jagged)
+    engine, actor = Engine(model), agrpo_actor(use_kl_loss=True, kl_loss_coef=0.5)
+    data = ranks.to_tensordict(batch, range(6), estimation=plan.to_plain(), update=0, **SETTINGS)
+    data["ref_log_prob"] = lower
+    output = engine.forward_backward_batch(data, partial(update_loss, actor), False)
+    record = torch.tensor(batch["sampler_log_prob"])
+    ratio = (torch.stack(estimates)[..., 0] - record).exp()
+    k3 = math.exp(-0.3) + 0.3 - 1
+    assert sum(output["loss"]) == pytest.approx(float(0.5 * k3 * ratio.sum() / 6), rel=1e-4)
 
 
 def test_the_loss_may_count_tokens_that_no_pass_scores():

@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
+from maskgrpo_plugin.diffusion.samplers.record import FIELDS
 from maskgrpo_plugin.workers.rollout.model_weights import allocate_parameters, release_parameters
 from maskgrpo_plugin.workers.rollout.server import DiffusionServer
 from maskgrpo_plugin.workers.rollout.transformers_server import TransformersServer
@@ -102,6 +103,25 @@ def test_answers_tell_the_reveal_step_of_each_token(tiny_run):
     assert len(reveal) == len(output.token_ids) == 8
     assert all(step < 4 for step in reveal[:4])
     assert output.extra_fields["model_calls"] <= 8
+
+
+def test_answers_carry_the_samplers_record_where_it_is_asked_for(tiny_run):
+    options = "actor_rollout_ref.rollout.sampler.options={steps: 8, block_length: 4, top_k: 3}"
+    plain = make_server(tiny_run, DiffusionServer, options)
+    recording = make_server(tiny_run, DiffusionServer, options, "actor_rollout_ref.rollout.calculate_log_probs=true")
+
+    def answer(server, temperature):
+        return run(server.generate("r", PROMPTS[0], {"temperature": temperature, "seed": 1}))
+
+    without, output = answer(plain, 0.7), answer(recording, 0.7)
+    assert without.token_ids == output.token_ids
+    fields = {name: output.extra_fields[name] for name in FIELDS}
+    assert not set(FIELDS) & {*without.extra_fields} and not set(FIELDS) & {*answer(recording, 0.0).extra_fields}
+    log_prob, entropy, allowed = fields.values()
+    assert log_prob.shape == entropy.shape == (8,) and allowed.shape == (8, 3)
+    for n, token in enumerate(output.token_ids):
+        revealed = output.extra_fields["reveal_step"][n] >= 0
+        assert (token in allowed[n]) == revealed == (log_prob[n] < 0)
 
 
 @pytest.mark.parametrize("cls", [DiffusionServer, TransformersServer])

@@ -27,6 +27,9 @@ class Rows:
         mask_token_id: id of the mask token.
         stop_token_ids: ids that end a response.
         reveal_step: int64, the sampler's step that revealed a token, −1 where none did; None where it was not kept.
+        sampler_log_prob, sampler_entropy: float, of each token in the distribution that it was drawn from, and that
+            distribution's entropy; sampler_allowed: (B, L, K) int64, see `SamplingDistribution.allowed`. A sampler's
+            `TokenRecord`; None where it kept none.
         image_tokens: int64, 1 at the response tokens of an image, 0 at those of a text; None where nobody asks.
         block_length: tokens per block of a block-causal model; None where attention is in both directions.
     """
@@ -39,6 +42,9 @@ class Rows:
     mask_token_id: int
     stop_token_ids: tuple[int, ...] = ()
     reveal_step: Tensor | None = None
+    sampler_log_prob: Tensor | None = None
+    sampler_entropy: Tensor | None = None
+    sampler_allowed: Tensor | None = None
     image_tokens: Tensor | None = None
     block_length: int | None = None
 
@@ -66,11 +72,14 @@ class Pass:
         noisy: (B, L) int64, the model's input.
         scored: (B, L) bool, whose log-probability is asked for.
         weight: (B, L) float64, the factor of each of them in the estimate.
+        loss_weight: (B,) float64, the factor of each completion's loss, where the pass is an estimate that stands for
+            itself; None: 1.
     """
 
     noisy: Tensor
     scored: Tensor
     weight: Tensor
+    loss_weight: Tensor | None = None
 
 
 def make_pass(noisy: Tensor, scored: Tensor, weight: float = 1.0) -> Pass:
@@ -121,7 +130,11 @@ class Estimator(ABC):
         requires: fields of the rollout that `passes` reads beside the tokens, such as `reveal_step`.
         accepts: fields of the batch that `passes` reads where the batch has them.
         uses_old, uses_reference: whether the loss compares with the old and with the reference policy at all.
-        separable: no token has a part in two passes, so that the passes of a row may lie in different micro-batches.
+        from_record: the loss compares with the sampler's record of the tokens, in place of the old policy's estimates;
+            all policies are then asked for the log-probability in what the sampler drew from: at its temperature, over
+            the tokens that it might emit.
+        separable: no token has a part in two passes of an estimate, so that the passes of a row may lie in different
+            micro-batches, and each counts what it scores.
         varies: the passes differ from update to update; where they do not, old and reference policy are asked once.
         score: what the loss makes of ℓ̂: `token`, a ratio per token; `sequence`, their sum over the counted tokens is
             one score, such as an evidence bound; `samples`, that sum estimates a sum of log-probabilities, good for a
@@ -138,6 +151,7 @@ class Estimator(ABC):
     accepts: ClassVar[tuple[str, ...]] = ()
     uses_old: ClassVar[bool] = True
     uses_reference: ClassVar[bool] = True
+    from_record: ClassVar[bool] = False
     separable: ClassVar[bool] = True
     varies: ClassVar[bool] = True
     score: ClassVar[str] = "token"
@@ -233,8 +247,8 @@ def build_estimator(name: str, **options: Any) -> Estimator:
     """Build an estimator.
 
     Args:
-        name: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, `elbo`, `spg`, `positions`, or one that a
-            module of yours registered.
+        name: `maskgrpo`, `unigrpo`, `diffu_grpo`, `coupled`, `trajectory`, `sampled_steps`, `elbo`, `spg`, `positions`,
+            or one that a module of yours registered.
         **options: the estimator's fields; see its class.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 from maskgrpo_plugin.diffusion.estimators.base import Estimator, build_estimator
 from maskgrpo_plugin.diffusion.random import combine_seed
 
+IDS = ("stop_token_ids", "banned_token_ids")  # of a plan: tuples, which travel as lists
 UNCOND_IDS = "uncond_ids"  # batch field: the prompt without its text, for guidance
 
 
@@ -24,6 +25,8 @@ class StepPlan:
         stop_token_ids: ids that end a response.
         cfg_scale: guidance weight w of the log-probabilities; 0 for none.
         block_length: of a block-causal model; None where attention is in both directions.
+        temperature, banned_token_ids: of the sampler, and what it never emits; read where the estimator compares with
+            the sampler's record (`Estimator.from_record`), else log-probabilities are the model's own.
     """
 
     estimator: str
@@ -33,6 +36,8 @@ class StepPlan:
     stop_token_ids: tuple[int, ...] = ()
     cfg_scale: float = 0.0
     block_length: int | None = None
+    temperature: float = 1.0
+    banned_token_ids: tuple[int, ...] = ()
 
     def build(self) -> Estimator:
         """The estimator; kept, since every worker asks for it several times a step."""
@@ -40,12 +45,13 @@ class StepPlan:
 
     def to_plain(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts alone, as TransferQueue carries them."""
-        return {**asdict(self), "options": dict(self.options), "stop_token_ids": list(self.stop_token_ids)}
+        lists = {name: list(getattr(self, name)) for name in IDS}
+        return {**asdict(self), "options": dict(self.options), **lists}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "StepPlan":
         """What `to_plain` made of a plan."""
-        return cls(**{**plain, "stop_token_ids": tuple(plain["stop_token_ids"])})
+        return cls(**{**plain, **{name: tuple(plain[name]) for name in IDS}})
 
 
 @lru_cache(maxsize=8)

@@ -12,6 +12,7 @@ from maskgrpo_plugin.diffusion.samplers.registry import (
     build_sampler,
     check_attention,
     get_sampler,
+    keeps_record,
     option_names,
     register_sampler,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "build_sampler",
     "check_attention",
     "get_sampler",
+    "keeps_record",
     "option",
     "option_names",
     "register_sampler",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.samplers.noise import Generators
 from maskgrpo_plugin.diffusion.samplers.options import number, option, token_ids
+from maskgrpo_plugin.diffusion.samplers.record import TokenRecord
 from maskgrpo_plugin.diffusion.shift import logits_in_place
 from maskgrpo_plugin.errors import OptionError
 
@@ -33,12 +34,14 @@ class SamplerOutput:
         reveal_step: (B, L) int64, the step (from 0, over all blocks) that revealed a position; -1 where none did.
         model_calls: forward passes of the model over a batch.
         row_model_calls: (B,) forward passes that each row took part in.
+        record: of the last R columns, the response, (B, R); None unless the sampler was asked to keep one.
     """
 
     sequences: Tensor
     reveal_step: Tensor
     model_calls: int
     row_model_calls: Tensor
+    record: TokenRecord | None = None
 
 
 @dataclass
@@ -50,12 +53,14 @@ class DecodedRow:
         response: (R,) int64 tokens, without a mask token.
         reveal_step: (R,) int64, the row's own step that revealed a position; -1 where none did.
         model_calls: forward passes that the row took part in.
+        record: of the response, (R,); None unless the sampler was asked to keep one.
     """
 
     number: int
     response: Tensor
     reveal_step: Tensor
     model_calls: int
+    record: TokenRecord | None = None
 
 
 class RunningBatch(Protocol):

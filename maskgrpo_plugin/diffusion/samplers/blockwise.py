@@ -13,6 +13,7 @@ from maskgrpo_plugin.diffusion.samplers.blocks.quotas import QUOTAS
 from maskgrpo_plugin.diffusion.samplers.choice import ORDERINGS
 from maskgrpo_plugin.diffusion.samplers.noise import Generators
 from maskgrpo_plugin.diffusion.samplers.options import flag, number, number_above, one_of, option, token_ids
+from maskgrpo_plugin.diffusion.samplers.record import TokenRecord
 from maskgrpo_plugin.errors import OptionError
 
 
@@ -26,6 +27,7 @@ class BlockwiseSampler(Sampler):
             token over the second best first.
         quota: how many tokens each step reveals: `even` (LLaDA), `rounded` (dLLM: A2D, LLaDA-MoE) or `dream`, see
             `quotas`.
+        top_k, top_p: of the tokens that are drawn: the k most probable (0: all), the fewest that reach p together.
         parallel: `none`; or `threshold`: each step also reveals the tokens of at least the probability `threshold`,
             which needs `low_confidence`.
         threshold: of `parallel`, a probability in (0, 1].
@@ -33,6 +35,8 @@ class BlockwiseSampler(Sampler):
         stop_token_ids: tokens that end a response.
         fill_token_id: fills the blocks that were not decoded; None: the first stop token.
         cache: what is kept between passes; `none` computes all again.
+        record: whether a `TokenRecord` is kept, for methods that compare with what the sampler drew from; at
+            temperature 0 nothing is drawn, and none is kept. A step then waits for the device.
 
     Raises:
         OptionError: a value that cannot work.
@@ -42,12 +46,15 @@ class BlockwiseSampler(Sampler):
 
     ordering: str = option(one_of(*ORDERINGS), "low_confidence")
     quota: str = option(one_of(*QUOTAS), "even")
+    top_k: int = option(number(0, whole=True), 0)
+    top_p: float = option(number_above(0, 1), 1.0)
     parallel: str = option(one_of("none", "threshold"), "none")
     threshold: float = option(number_above(0, 1), 0.9)
     early_stop: bool = option(flag, True)
     stop_token_ids: tuple[int, ...] = option(token_ids, (), by_run=True)
     fill_token_id: int | None = option(number(0, whole=True), None)
     cache: str = option(one_of("none"), "none")
+    record: bool = option(flag, False, by_run=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,6 +62,11 @@ class BlockwiseSampler(Sampler):
             raise OptionError("parallel", self.parallel, "needs ordering low_confidence")
         if self.fill_token is not None and self.fill_token in self.forbidden_token_ids:
             raise OptionError("fill_token_id", self.fill_token, "is one of forbidden_token_ids")
+        if self.record and self.top_p < 1 and not self.top_k:
+            allowed = (
+                f"with top_p={self.top_p}: 1 or more, the most tokens that the sampler's record holds of each draw"
+            )
+            raise OptionError("top_k", self.top_k, allowed)
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -67,6 +79,39 @@ class BlockwiseSampler(Sampler):
         if not self.stops:
             return None
         return self.stops[0] if self.fill_token_id is None else self.fill_token_id
+
+    def with_rows(self, record: TokenRecord | None, rows: int, length: int, device: torch.device) -> TokenRecord | None:
+        """The record of a batch which `rows` responses of so many tokens join; None where none is kept."""
+        if not self.record or self.temperature == 0:
+            return None
+        joined = TokenRecord.blank(rows, length, device)
+        return joined if record is None else record.followed_by(joined)
+
+    def noted(
+        self,
+        record: TokenRecord | None,
+        logits: Tensor,
+        chosen: Tensor,
+        revealed: Tensor,
+        rows: Tensor,
+        places: Tensor,
+    ) -> TokenRecord | None:
+        """The record after a step.
+
+        Args:
+            record: before it; None where none is kept.
+            logits: (N, K, V) that tokens were drawn from.
+            chosen, revealed: (N, K) the tokens, and bool, those that the step revealed.
+            rows: (N,) places of the rows in the record.
+            places: (N, K) places of the tokens in their responses.
+        """
+        if record is None:
+            return None
+        at = revealed.nonzero(as_tuple=True)
+        drawn = TokenRecord.of_draws(
+            logits[at], chosen[at], temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+        return record.write(rows[at[0]], places[at], drawn)
 
     @property
     def draws(self) -> bool:

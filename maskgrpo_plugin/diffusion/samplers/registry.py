@@ -55,6 +55,11 @@ def check_attention(name: str, block_length: int | None) -> None:
     raise OptionError("name", name, f"the checkpoint attends {how}; allowed are {', '.join(fitting)}")
 
 
+def keeps_record(name: str) -> bool:
+    """Whether a sampler can be asked for a `TokenRecord`: it has the option `record`."""
+    return any(each.name == "record" for each in fields(get_sampler(name)))
+
+
 def option_names(name: str) -> tuple[str, ...]:
     """What `rollout.sampler.options` may hold for a sampler: its options but those that a run sets elsewhere."""
     return tuple(each.name for each in fields(get_sampler(name)) if not each.metadata.get("by_run"))

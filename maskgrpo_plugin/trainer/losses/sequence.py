@@ -115,7 +115,7 @@ class SequenceLoss(ABC):
             response_mask: (u, r) the counted tokens.
             loss_agg_mode: see the class.
             config: actor config, with `global_batch_info`, and with `ref_log_prob` (u, r) where the loss has a KL term.
-            rollout_is_weights: not used.
+            rollout_is_weights: (u, r) factor of each row's loss, equal along it; None: 1.
 
         Returns:
             The scalar loss and a dict of floats.
@@ -129,6 +129,8 @@ class SequenceLoss(ABC):
             divisor=self._divisor(counted),
         )
         losses, bounded = self.of_rows(scores, config)
+        if rollout_is_weights is not None:
+            losses = losses * _of_row(rollout_is_weights, mask)
         loss = row_mean(losses, mask, loss_agg_mode, config)
         rows = (counted > 0).unsqueeze(-1)
         log_ratio = scores.log_ratio.detach().unsqueeze(-1)

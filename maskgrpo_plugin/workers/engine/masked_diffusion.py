@@ -21,6 +21,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows
 from maskgrpo_plugin.diffusion.estimators.plan import StepPlan
+from maskgrpo_plugin.diffusion.likelihood import SamplingDistribution
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.families import ImageFamily, build_family
 from maskgrpo_plugin.workers.engine.on_cpu import CPUCapableFSDPEngine
@@ -208,7 +209,10 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
 
     def _estimate(self, line: Line, plan: StepPlan, *, with_entropy: bool) -> dict[str, Tensor]:
         """Estimates ℓ̂ (and entropies, where asked for) as jagged (U, j), each one position before its token."""
-        device = get_device_id()
+        device, estimator, sampling = get_device_id(), plan.build(), None
+        if estimator.from_record:
+            allowed = None if line.allowed is None else line.allowed.to(device)
+            sampling = SamplingDistribution(plan.temperature, plan.banned_token_ids, allowed)
         output = self.module(
             input_ids=line.ids.to(device).unsqueeze(0),
             clean_ids=None if line.clean_ids is None else line.clean_ids.to(device).unsqueeze(0),
@@ -218,7 +222,8 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             with_entropy=with_entropy,
             vocab_slice=self._image_slice,
             guidance_scale=plan.cfg_scale,
-            label_smoothing=plan.build().target_smoothing,
+            label_smoothing=estimator.target_smoothing,
+            sampling=sampling,
         )
         scored, weight = line.scored.to(device), line.weight.to(device)
         index, packed, offsets = line.index.to(device), line.packed.to(device), line.offsets.to(device)
@@ -228,7 +233,7 @@ class MaskedDiffusionEngine(CPUCapableFSDPEngine, FSDPEngineWithLMHead):
             return values.new_zeros(scored.numel()).index_copy(0, index, values).view(scored.shape)
 
         passes = [Pass(scored[:, n], scored[:, n], weight[:, n]) for n in range(scored.shape[1])]
-        folded = {"log_probs": plan.build().fold(passes, list(in_place(output.log_probs).unbind(1)))}
+        folded = {"log_probs": estimator.fold(passes, list(in_place(output.log_probs).unbind(1)))}
         if with_entropy:
             folded["entropy"] = in_place(output.entropy).sum(1) / scored.sum(1).clamp(min=1)
         return {

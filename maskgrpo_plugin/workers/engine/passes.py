@@ -19,6 +19,7 @@ from maskgrpo_plugin.diffusion.estimators import Estimator, Pass, Rows, clean_co
 from maskgrpo_plugin.diffusion.estimators.plan import UNCOND_IDS, StepPlan
 
 PER_UPDATE = ("old_log_probs", "ref_log_prob")
+LOSS_WEIGHT = "rollout_is_weights"  # verl's name of what a loss multiplies its terms by
 
 
 def rows_of(data: TensorDict, plan: StepPlan, estimator: Estimator, mask_token_id: int) -> Rows:
@@ -67,6 +68,7 @@ class Units:
         counted: (B, L) bool, tokens that the loss counts.
         noisy, scored, weight: (B, N, L) of the N passes.
         row: (U,) int64, each unit's completion.
+        loss_weight: (B, N) of the passes, the factor of the loss; None: 1.
         number: (U,) int64, each unit's part of the passes; None where a unit is all N passes of its completion.
         scoring: number of units at the beginning that are real; those after them score nothing.
         separable: the estimator's.
@@ -88,6 +90,7 @@ class Units:
     separable: bool
     parts: int = 1
     estimates: int = 1
+    loss_weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -146,6 +149,9 @@ class Units:
                 found[key] = _column(found[key], self.estimate_of(chosen))
         written = (self.rows.attended & ~self.rows.prompt)[row]
         in_loss = _jagged(self.counted_of(chosen)[written], written.sum(-1))
+        if self.loss_weight is not None:
+            factor = self.loss_weight[row, self.estimate_of(chosen)].float()
+            found[LOSS_WEIGHT] = _jagged(factor.repeat_interleave(written.sum(-1)), written.sum(-1))
         return found | {"loss_mask": in_loss, "response_mask": in_loss}
 
 
@@ -195,6 +201,9 @@ def make_units(
         row = torch.cat([row, rows.attended.sum(-1).argmin().expand(missing)])
         number = None if number is None else pad(number, (0, missing))
     kept = _at_update(data, update, estimator.estimates).exclude("mask_key", *_read_fields(data, estimator))
+    if estimator.from_record:
+        kept["old_log_probs"] = data["sampler_log_prob"]
+    factors = [p.loss_weight for p in passes if p.loss_weight is not None]
     return Units(
         data=kept,
         rows=rows,
@@ -210,6 +219,7 @@ def make_units(
         separable=estimator.separable,
         parts=parts,
         estimates=estimator.estimates,
+        loss_weight=torch.stack(factors, dim=1) if factors else None,
     )
 
 
@@ -223,6 +233,7 @@ class Line:
         lengths: of the rows in the line.
         places: (N,) places of the scored tokens in the line; with guidance 2N, in the same order.
         targets: (N,) their true tokens.
+        allowed: (N, K) int64, what they might have been, see `SamplingDistribution`; None where no sampler recorded it.
         index: (N,) where each lies in (U, passes, L).
         scored, weight: (U, passes, L), L positions of the longest unit.
         packed: (Σ j,) index into (U, L) of the units' tokens without padding.
@@ -234,6 +245,7 @@ class Line:
     lengths: list[int]
     places: Tensor
     targets: Tensor
+    allowed: Tensor | None
     index: Tensor
     scored: Tensor
     weight: Tensor
@@ -274,12 +286,21 @@ def make_line(units: Units, chosen: Tensor, *, guided: bool) -> Line:
         lengths=lengths.flatten().tolist(),
         places=places,
         targets=tokens[scored],
+        allowed=_allowed(units.rows, row, scored),
         index=scored.flatten().nonzero().squeeze(-1),
         scored=scored,
         weight=weight,
         packed=inside.flatten().nonzero().squeeze(-1),
         offsets=pad(own.cumsum(0), (1, 0)),
     )
+
+
+def _allowed(rows: Rows, row: Tensor, scored: Tensor) -> Tensor | None:
+    """What the tokens `scored` (u, passes, L) of the completions `row` (u,) might have been, (N, K)."""
+    if rows.sampler_allowed is None:
+        return None
+    unit, _, place = scored.nonzero(as_tuple=True)
+    return rows.sampler_allowed[row[unit], place]
 
 
 def take_rows(jagged: Any, row: Tensor) -> Tensor:
@@ -303,9 +324,11 @@ def _inside(jagged: Any, width: int | None = None) -> Tensor:
 
 
 def _place(jagged: Any, where: Tensor, padding: Any) -> Tensor:
-    """The values of (B, j) at the places `where` (B, L) bool, row by row, and `padding` elsewhere."""
+    """The values of (B, j, …) at the places `where` (B, L) bool, row by row, and `padding` elsewhere."""
     values = jagged.values()
-    return torch.full(where.shape, padding, dtype=values.dtype).masked_scatter_(where, values)
+    found = torch.full((*where.shape, *values.shape[1:]), padding, dtype=values.dtype)
+    found[where] = values
+    return found
 
 
 def _is_setting(value: Any) -> bool:

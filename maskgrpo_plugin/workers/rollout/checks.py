@@ -56,7 +56,10 @@ def check_sampler(config: DictConfig) -> None:
     for temperature in (rollout.temperature, rollout.val_kwargs.temperature):
         try:
             sampler = settings.build(
-                response_length=rollout.response_length, temperature=temperature, stop_token_ids=()
+                response_length=rollout.response_length,
+                temperature=temperature,
+                stop_token_ids=(),
+                record=rollout.calculate_log_probs,
             )
         except OptionError as error:
             raise full_key(error, settings.options) from None

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,9 @@ class RolloutServer:
             canvas_ids, uncond_ids, is_image: see `CanvasRequest`; without `canvas_ids` a text is written.
 
         Returns:
-            Response tokens; `extra_fields` holds `reveal_step`, `model_calls` and `global_steps`, and for an image
-            `image` (H, W, 3) uint8 where the server has an image tokenizer.
+            Response tokens; `extra_fields` holds `reveal_step`, `model_calls` and `global_steps`, with
+            `rollout.calculate_log_probs` the sampler's record (`TokenRecord.fields`), and for an image `image`
+            (H, W, 3) uint8 where the server has an image tokenizer.
 
         Raises:
             ValueError: a token that the model has no embedding of (on a GPU it would end the server), a seed outside
@@ -290,6 +292,7 @@ class DiffusionServer(RolloutServer):
             "response_length": self.config.response_length,
             "temperature": batch.kind.temperature,
             "stop_token_ids": tuple(self.stop_token_ids),
+            "record": self.config.calculate_log_probs,
         }
         if batch.kind.canvas_length:
             by_run["vocab_slice"] = self._image_family().image.vocab_slice
@@ -315,6 +318,8 @@ class DiffusionServer(RolloutServer):
             for row in decoder.leave():
                 self.queue.metrics.row_model_calls += row.model_calls
                 fields = {"reveal_step": row.reveal_step.tolist(), "model_calls": row.model_calls}
+                if row.record is not None:
+                    fields |= row.record.fields()
                 output = TokenOutput(token_ids=row.response.tolist(), stop_reason="completed", extra_fields=fields)
                 self._answer(batch, requests.pop(row.number), output)
             joins = bool(requests) and decoder.takes_rows
@@ -339,6 +344,9 @@ class DiffusionServer(RolloutServer):
         responses = output.sequences[:, -length:]
         reveals = output.reveal_step[:, -length:].tolist()
         fields = [{"reveal_step": reveal, "model_calls": n} for reveal, n in zip(reveals, calls, strict=True)]
+        if output.record is not None:
+            for row, field in enumerate(fields):
+                field |= output.record.map(itemgetter(row)).fields()
         if is_image and self.image_decoder is not None:
             images = self._decode_images(self.image_decoder, batch.requests, responses)
             for field, image in zip(fields, images, strict=True):

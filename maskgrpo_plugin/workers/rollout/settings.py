@@ -32,13 +32,14 @@ NUMBERS = {
 }
 CHOICES = {"load_format": ("auto", "dummy"), "mode": ("async",), "trace.backend": (None, "mlflow", "weave")}
 ALL_TOKENS = "the samplers draw from all tokens"
+OF_SAMPLER = f"those of block-wise samplers are {ROLLOUT}.sampler.options.top_k and top_p"
 OF_OTHER_SERVERS = "the plugin's servers have no such setting"
 ONE_TURN = "the plugin's agent loop has one turn"
 IGNORED = {
-    "top_p": Ignored((1.0,), ALL_TOKENS),
-    "top_k": Ignored((-1, 0), ALL_TOKENS),
-    "val_kwargs.top_p": Ignored((1.0,), ALL_TOKENS),
-    "val_kwargs.top_k": Ignored((-1, 0), ALL_TOKENS),
+    "top_p": Ignored((1.0,), OF_SAMPLER),
+    "top_k": Ignored((-1, 0), OF_SAMPLER),
+    "val_kwargs.top_p": Ignored((1.0,), OF_SAMPLER),
+    "val_kwargs.top_k": Ignored((-1, 0), OF_SAMPLER),
     "repetition_penalty": Ignored((1.0,), ALL_TOKENS),
     "do_sample": Ignored((True,), f"a temperature of 0 is greedy: {ROLLOUT}.temperature"),
     "ignore_eos": Ignored((False,), "sampler.options.early_stop=false writes on after an end token"),

@@ -1,6 +1,7 @@
 """A running batch of block-causal decoding: rows step through their own blocks, and join and leave between steps."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from maskgrpo_plugin.diffusion.samplers.block_causal.rows import BlockCausalRow,
 from maskgrpo_plugin.diffusion.samplers.blocks.quotas import QUOTAS, even
 from maskgrpo_plugin.diffusion.samplers.choice import choose_tokens
 from maskgrpo_plugin.diffusion.samplers.noise import check_generators
+from maskgrpo_plugin.diffusion.samplers.record import TokenRecord
 from maskgrpo_plugin.errors import OptionError
 
 
@@ -76,6 +78,7 @@ class BlockCausalDecoder:
         self.active: list[int] = []
         self.tokens = torch.empty(0, dtype=torch.int64)
         self.reveal_step = torch.empty(0, dtype=torch.int64)
+        self.record: TokenRecord | None = None
         self.model_calls = 0
         self._banned = (mask_token_id, *sampler.forbidden_token_ids)
         self._joined = 0
@@ -133,6 +136,7 @@ class BlockCausalDecoder:
             behind = columns - self.tokens.shape[1]
             aligned = torch.cat([F.pad(self.tokens, (0, behind), value=self.pad_token_id), aligned])
             nowhere = torch.cat([F.pad(self.reveal_step, (0, behind), value=-1), nowhere])
+        self.record = self.sampler.with_rows(self.record, len(joined), self.response_length, tokens.device)
         self.active += [len(self.rows) + n for n in started]
         self.rows += joined
         self.tokens, self.reveal_step = aligned, nowhere
@@ -183,6 +187,9 @@ class BlockCausalDecoder:
         if sampler.parallel == "threshold":
             revealed = revealed | (scores >= sampler.threshold) & valid
         self._write(index, rows, columns, chosen, revealed)
+        if self.record is not None:
+            in_response = columns - torch.tensor([[row.prompt] for row in rows], device=columns.device)
+            self.record = sampler.noted(self.record, logits, chosen, revealed, index, in_response)
         if self.on_step is not None:
             self._observe(index, rows, columns, token_probability(logits, chosen).masked_fill(~revealed, 0))
         return self._advance(index, rows, revealed, alone)
@@ -244,13 +251,17 @@ class BlockCausalDecoder:
             self.rows = [self.rows[n] for n in stay]
             columns = max([0, *(row.end for row in self.rows)]) + self.block_length
             self.tokens, self.reveal_step = self.tokens[stay, :columns], self.reveal_step[stay, :columns]
+            if self.record is not None:
+                self.record = self.record.map(itemgetter(stay))
             self.active = [stay.index(n) for n in self.active]
         return left
 
     def _decoded(self, place: int) -> DecodedRow:
         row = self.rows[place]
         response = self.sampler.filled(self.tokens[place, row.prompt : row.end], self.mask_token_id)
-        return DecodedRow(row.number, response, self.reveal_step[place, row.prompt : row.end].clone(), row.steps)
+        reveal_step = self.reveal_step[place, row.prompt : row.end].clone()
+        record = None if self.record is None else self.record.map(itemgetter(place))
+        return DecodedRow(row.number, response, reveal_step, row.steps, record)
 
     def output(self) -> SamplerOutput:
         """The whole batch, as it was given and in the order in which rows joined; for rows that joined together."""
@@ -258,9 +269,8 @@ class BlockCausalDecoder:
         tokens, _ = self._given
         calls = torch.tensor([row.steps for row in self.rows], dtype=torch.int64)
         sequences = self.sampler.filled(self._as_given(self.tokens, tokens), self.mask_token_id)
-        return SamplerOutput(
-            sequences, self._as_given(self.reveal_step, torch.full_like(tokens, -1)), self.model_calls, calls
-        )
+        reveal_step = self._as_given(self.reveal_step, torch.full_like(tokens, -1))
+        return SamplerOutput(sequences, reveal_step, self.model_calls, calls, self.record)
 
     def _as_given(self, aligned: Tensor, padding: Tensor) -> Tensor:
         """Values of rows without padding (B, C), in the columns in which they joined (B, L)."""

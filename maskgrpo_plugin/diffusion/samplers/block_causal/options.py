@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from maskgrpo_plugin.diffusion.samplers.blockwise import BlockwiseSampler
 from maskgrpo_plugin.diffusion.samplers.choice import ORDERINGS, SEQUENTIAL
-from maskgrpo_plugin.diffusion.samplers.options import number, number_above, one_of, option
+from maskgrpo_plugin.diffusion.samplers.options import number, one_of, option
 from maskgrpo_plugin.errors import OptionError
 
 
@@ -26,7 +26,6 @@ class BlockCausalOptions(BlockwiseSampler):
             masked.
         temperature: tokens are drawn from softmax(logits / temperature); 0 takes the most probable token. Confidence is
             that of the same softmax, over all tokens (SDAR).
-        top_k, top_p: of the tokens that are drawn: the k most probable (0: all), the fewest that reach p together.
         cfg_scale: w in un + (1 + w)(cond − un), un with the prompt masked; 0 for no guidance.
         parallel: `threshold` is SDAR's low_confidence_dynamic, and LLaDA2's rule.
         sub_block_length: decodes the block in parts of so many tokens, left to right (Fast-dLLM v2); None: whole.
@@ -42,8 +41,6 @@ class BlockCausalOptions(BlockwiseSampler):
     steps_per_block: int | None = option(number(1, whole=True), None)
     block_length: int | None = option(number(1, whole=True), None)
     ordering: str = option(one_of(*ORDERINGS, SEQUENTIAL), "low_confidence")
-    top_k: int = option(number(0, whole=True), 0)
-    top_p: float = option(number_above(0, 1), 1.0)
     sub_block_length: int | None = option(number(1, whole=True), None)
     cache: str = option(one_of("exact", "none"), "exact")
 

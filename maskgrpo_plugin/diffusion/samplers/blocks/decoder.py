@@ -1,6 +1,7 @@
 """A running batch of block-wise decoding: rows join and leave it between blocks."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from maskgrpo_plugin.diffusion.samplers.blocks.options import BlockSampler
 from maskgrpo_plugin.diffusion.samplers.blocks.parallel import RULES
 from maskgrpo_plugin.diffusion.samplers.blocks.quotas import reveal_quota
 from maskgrpo_plugin.diffusion.samplers.noise import check_generators
+from maskgrpo_plugin.diffusion.samplers.record import TokenRecord
 from maskgrpo_plugin.errors import OptionError
 
 
@@ -67,6 +69,7 @@ class BlockDecoder:
         self.tokens = torch.empty(0, dtype=torch.int64)
         self.reveal_step = torch.empty(0, dtype=torch.int64)
         self.attention_mask: Tensor | None = None
+        self.record: TokenRecord | None = None
         self.model_calls = 0
         self._banned = (mask_token_id, *sampler.forbidden_token_ids)
         self._joined = 0
@@ -115,6 +118,7 @@ class BlockDecoder:
                 attention_mask = _stack(before, attention_mask.to(before.dtype), 0)
             tokens = _stack(self.tokens, tokens, self.pad_token_id)
             nowhere = _stack(self.reveal_step, nowhere, -1)
+        self.record = self.sampler.with_rows(self.record, len(joined), self.response_length, tokens.device)
         self.rows += joined
         self.tokens, self.reveal_step, self.attention_mask = tokens, nowhere, attention_mask
         return [row.number for row in joined]
@@ -122,7 +126,8 @@ class BlockDecoder:
     def decode_block(self) -> None:
         """Decode the next block of every row that has not ended.
 
-        Within a block, only `parallel` decoding, and packing after rows have left, synchronise with the device.
+        Within a block, only `parallel` decoding, a record, and packing after rows have left, synchronise with the
+        device.
         """
         places = [n for n, row in enumerate(self.rows) if not row.ended]
         rows = [self.rows[n] for n in places]
@@ -158,6 +163,8 @@ class BlockDecoder:
                 revealed = revealed | rule.reveal(scores, columns - state.low, valid)
                 counts = revealed.sum(-1).tolist()
             self._write(state, columns, chosen, revealed, step)
+            in_response = columns - (self.tokens.shape[1] - self.response_length)
+            self.record = sampler.noted(self.record, logits, chosen, revealed, state.index, in_response)
             state.left = [left - count for left, count in zip(state.left, counts, strict=True)]
             if self.on_step is not None:
                 sure = torch.zeros(state.tokens.shape, device=columns.device)
@@ -176,13 +183,16 @@ class BlockDecoder:
             return []
         responses = self.sampler.filled(self.tokens[places, -self.response_length :], self.mask_token_id)
         reveal_step = self.reveal_step[places, -self.response_length :]
+        records = [None if self.record is None else self.record.map(itemgetter(n)) for n in places]
         left = [
-            DecodedRow(self.rows[n].number, response, steps, self.rows[n].calls)
-            for n, response, steps in zip(places, responses, reveal_step, strict=True)
+            DecodedRow(self.rows[n].number, response, steps, self.rows[n].calls, record)
+            for n, response, steps, record in zip(places, responses, reveal_step, records, strict=True)
         ]
         stay = [n for n, row in enumerate(self.rows) if not row.ended]
         self.rows = [self.rows[n] for n in stay]
         self.tokens, self.reveal_step = self.tokens[stay], self.reveal_step[stay]
+        if self.record is not None:
+            self.record = self.record.map(itemgetter(stay))
         if self.attention_mask is not None:
             self.attention_mask = self.attention_mask[stay]
             self._trim()
@@ -192,7 +202,7 @@ class BlockDecoder:
         """The whole batch, in the order in which rows joined; for a batch that none has left."""
         calls = torch.tensor([row.calls for row in self.rows], dtype=torch.int64)
         sequences = self.sampler.filled(self.tokens, self.mask_token_id)
-        return SamplerOutput(sequences, self.reveal_step, self.model_calls, calls)
+        return SamplerOutput(sequences, self.reveal_step, self.model_calls, calls, self.record)
 
     def block_steps(self, block: int) -> int:
         """Steps of a block: the sampler's, shared as evenly as can be, the first blocks taking the remainder."""

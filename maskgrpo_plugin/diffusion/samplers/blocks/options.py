@@ -48,6 +48,11 @@ class BlockSampler(BlockwiseSampler):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.record and self.cache != "none":
+            raise OptionError("cache", self.cache, "the sampler's record needs none: these caches are approximate")
+        if self.record and self.parallel == "credit":
+            allowed = "the sampler's record needs another rule: this one draws from other logits than the model's"
+            raise OptionError("parallel", self.parallel, allowed)
         if self.low_threshold is not None and self.low_threshold > self.threshold:
             raise OptionError("low_threshold", self.low_threshold, f"allowed: 0 to the threshold {self.threshold}")
         block = self.block_length or self.response_length
@@ -72,4 +77,12 @@ class BlockSampler(BlockwiseSampler):
         Returns:
             Tokens (N, K), and scores (N, K) whose highest are revealed first.
         """
-        return choose_tokens(logits, counts, generator, temperature=self.temperature, ordering=self.ordering)
+        return choose_tokens(
+            logits,
+            counts,
+            generator,
+            temperature=self.temperature,
+            ordering=self.ordering,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
