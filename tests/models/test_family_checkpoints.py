@@ -88,8 +88,20 @@ def test_another_block_length_than_the_checkpoints_is_a_warning(folders, caplog)
 def test_flash_attention_is_refused_for_blocks(folders):
     flash = {"override_config": {"attn_implementation": "flash_attention_2"}}
     check_model(run(folders["dream"], **flash))
-    with pytest.raises(OptionError, match=r"flash_attention_2.*allowed: sdpa, eager: the model attends in blocks of 4"):
+    with pytest.raises(OptionError, match="flash_attention_2.*allowed: auto, sdpa, eager: the model attends in"):
         check_model(run(folders["sdar"], **flash))
+
+
+def test_flex_attention_is_refused_where_it_cannot_be_trained(folders, monkeypatch):
+    flex = {"override_config": {"attn_implementation": "flex_attention"}}
+    with pytest.raises(OptionError, match="allowed: auto, sdpa, eager: flex attention has no backward pass on"):
+        check_model(run(folders["sdar"], **flex))
+    with pytest.raises(OptionError, match="flex attention is for models that attend in blocks"):
+        check_model(run(folders["dream"], **flex))
+    for name in ("sdar", "dream"):
+        check_model(run(folders[name], override_config={"attn_implementation": "auto"}))
+    monkeypatch.setattr("maskgrpo_plugin.models.checks.get_device_name", lambda: "cuda")
+    check_model(run(folders["sdar"], **flex))
 
 
 @pytest.mark.parametrize("name", EXPERTS)

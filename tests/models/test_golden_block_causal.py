@@ -19,8 +19,8 @@ AT_FIVE = 2e-5
 FILL = 0
 
 
-def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def load(folder, attention="sdpa"):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
 
 
 def runs_of(*families):
@@ -48,12 +48,13 @@ def sequences_of(golden):
             yield noisy[row, first:last], clean[row, first:last], expected[row, first:last]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 @pytest.mark.parametrize("family", TWO_COPIES)
-def test_two_copies_in_one_line_give_the_published_logits(golden_path, family):
+def test_two_copies_in_one_line_give_the_published_logits(golden_path, family, attention):
     if reason := missing(family, "two_copy.safetensors"):
         pytest.skip(reason)
     folder = golden_path(family)
-    model, golden = load(folder), load_file(folder / "two_copy.safetensors")
+    model, golden = load(folder, attention), load_file(folder / "two_copy.safetensors")
     rows = list(sequences_of(golden))
     lengths = [len(noisy) for noisy, _, _ in rows]
     noisy, clean, expected = (torch.cat(parts) for parts in zip(*rows, strict=True))
