@@ -54,6 +54,6 @@ def _queries(first: Tensor, last: Tensor) -> Tensor:
 
 
 def _in_order(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key tiles each query tile has chosen, (1, 1, tiles), and all of them, (1, 1, tiles, tiles), those first."""
+    """Number of chosen key tiles of each query tile, (1, 1, tiles), and all of them, (1, 1, tiles, tiles), in order."""
     places = chosen.int().argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[None, None], places.to(torch.int32)[None, None]

@@ -88,7 +88,7 @@ def test_another_block_length_than_the_checkpoints_is_a_warning(folders, caplog)
 def test_flash_attention_is_refused_for_blocks(folders):
     flash = {"override_config": {"attn_implementation": "flash_attention_2"}}
     check_model(run(folders["dream"], **flash))
-    with pytest.raises(OptionError, match="flash_attention_2.*allowed: auto, sdpa, eager: the model attends in"):
+    with pytest.raises(OptionError, match=r"flash_attention_2.*allowed: auto, sdpa, eager: the model attends in"):
         check_model(run(folders["sdar"], **flash))
 
 
