@@ -201,8 +201,6 @@ def test_dllms_block_sampler_token_for_token(golden_path, family, name, settings
     steps = settings.get("steps_per_block") or -(-settings["steps"] // -(-length // block))
     width = golden[name].shape[1]
 
-    stops = () if "eos_token_id" not in settings else (settings["eos_token_id"],)
-
     def sampler_of(blocks_from, response, cache):
         return build_sampler(
             "block_causal",
