@@ -90,7 +90,8 @@ def check_model(config: DictConfig) -> None:
         allowed = f"masked_diffusion needs model_type {' or '.join(sorted(MODELS))}"
         if not is_diffusion:
             allowed = f"set {SECTION}.model_type=masked_diffusion for this checkpoint"
-        raise OptionError(f"{SECTION}.path", path, f"it is a {kind!r} checkpoint; {allowed}")
+        code = "; code in the folder is not run" if published.get("auto_map") and kind not in MODELS else ""
+        raise OptionError(f"{SECTION}.path", path, f"it is a {kind!r} checkpoint; {allowed}{code}")
     checkpoint = _checkpoint_config(model, path)
     tokenizer = _tokenizer(model, path)
     if is_diffusion:
@@ -204,6 +205,10 @@ def _check_mask_predictor(
 ) -> None:
     """The family knows the checkpoint, its mask token is one, its special tokens fit it, and it can be trained."""
     made_for, length = block_length_of(AutoConfig.from_pretrained(path)), block_length_of(checkpoint)
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        named = [name for name, value in (model.get("override_config") or {}).items() if value == length]
+        key, given = (f"override_config.{named[0]}", length) if named else ("path", path)
+        raise OptionError(f"{SECTION}.{key}", given, f"blocks of {length!r} tokens; allowed: whole numbers from 1")
     if made_for != length and made_for is not None:
         logger.warning("%s: the checkpoint was made for blocks of %d tokens, not %s", SECTION, made_for, length)
     _check_attention((model.get("override_config") or {}).get(ATTENTION), length)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from family_models import BIDIRECTIONAL, FAMILIES, MASK, make_model
 from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from maskgrpo_plugin.diffusion.packing import Packing
+from maskgrpo_plugin.models.llada import LLaDAConfig, LLaDAModelLM
 from maskgrpo_plugin.models.tiles import TILE, tile_mask
 from maskgrpo_plugin.models.two_copies import TwoCopies
 
@@ -107,6 +109,20 @@ def test_log_probabilities_are_those_of_sdpa(family):
         )
     torch.testing.assert_close(flex, sdpa, atol=2e-5, rtol=0)
     assert torch.equal(auto, sdpa)
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+def test_auto_is_sdpa_where_attention_is_in_both_directions(name, tmp_path):
+    """As a run loads it: the name stands in the config that the folder is read with."""
+    sizes = {"d_model": 32, "n_layers": 1, "n_heads": 4, "mlp_hidden_size": 48, "vocab_size": 40, "mask_token_id": MASK}
+    model = make_model("dream") if name == "dream" else LLaDAModelLM(LLaDAConfig(**sizes)).eval()
+    model.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path, attn_implementation="auto")
+    auto = AutoModelForCausalLM.from_pretrained(tmp_path, config=config).eval()
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    with torch.no_grad():
+        assert torch.equal(auto(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
 
 
 def test_queries_and_keys_follow_the_values_under_automatic_casts():
