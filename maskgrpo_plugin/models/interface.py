@@ -27,7 +27,8 @@ class MaskPredictorModel(PreTrainedModel):
 
     A model of transformers with another attention mask inherits from both, this class first. `encode` obeys
     `Layout.attention_mask` and `Layout.columns`; with `supports_packing` also `Layout.packing`, with
-    `supports_block_cache` also `Layout.cache`, with `supports_prefix_cache` also `Layout.prefix`.
+    `supports_block_cache` also `Layout.cache`, with `supports_prefix_cache` also `Layout.prefix`, where
+    `attends_in_tiles` also `Layout.tiles`.
     `supports_block_attention` says that `block_length` may be given: the mask then has the blocks. The embedding and
     the head are those that `get_input_embeddings` and `get_output_embeddings` (None: tied to the embedding) name.
     """
