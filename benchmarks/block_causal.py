@@ -4,6 +4,7 @@
   python benchmarks/block_causal.py --canvas 512 --block 4 --steps 4 --batch 32
   python benchmarks/block_causal.py --size 1.7b --batch 64           # on a GPU
   python benchmarks/block_causal.py --train                          # forward and backward: two copies against one
+  python benchmarks/block_causal.py --train --size 1.7b --attention flex_attention   # on a GPU; compare with sdpa
 
 Random weights, prompts of a quarter of the canvas with lengths that differ, temperature 0. Tokens are compared; the
 cache's memory is printed.
@@ -40,6 +41,7 @@ def make_model(options: argparse.Namespace, device: torch.device, dtype: torch.d
         initializer_range=0.02 if width >= 1024 else 0.06,
         mask_token_id=options.vocabulary - 1,
         block_size=options.block,
+        attn_implementation=options.attention,
     )
     torch.manual_seed(0)
     with torch.device(device):
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--steps", type=int, default=32, help="steps of a block")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--attention", choices=["auto", "sdpa", "flex_attention", "eager"], default="auto")
     add_device_options(parser)
     parser.set_defaults(repeats=1)
     parser.add_argument("--train", action="store_true", help="compare training passes in place of rollouts")

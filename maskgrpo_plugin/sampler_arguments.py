@@ -1,8 +1,10 @@
 """A sampler on the command line: flags by the names of the config, and the rollout's section that they say."""
 
 import argparse
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -13,6 +15,8 @@ from maskgrpo_plugin.errors import OptionError
 
 if TYPE_CHECKING:  # imports of verl, left to where they are needed, so that --help is quick
     from maskgrpo_plugin.config import SamplerSettings
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BLOCK = 32
 DEFAULT_SAMPLERS = {"text": "semi_autoregressive", "blocks": "block_causal", "t2i": "emerge"}
@@ -99,7 +103,17 @@ def sampler_settings(
         if options.steps and "steps" not in known:
             raise OptionError("--steps", options.steps, f"{values['name']} has --steps-per-block")
     defaults = {name: value for name, value in defaults.items() if name in known and value is not None}
-    return SamplerSettings(name=values["name"], options=defaults | flags | values["options"])
+    settings = SamplerSettings(name=values["name"], options=defaults | flags | values["options"])
+    given = (settings.options or {}).get("block_length")
+    if block_length is not None and given not in (None, block_length):
+        _warn_of_blocks(block_length, given)
+    return settings
+
+
+@cache
+def _warn_of_blocks(made_for: int, given: int) -> None:
+    """Say once that a checkpoint is decoded in blocks that it was not made for."""
+    logger.warning("--block-length=%s: the checkpoint was made for blocks of %d tokens", given, made_for)
 
 
 def check_sampler(

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent / "workers"))
 import ranks
 
+from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.validation import preflight
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -74,6 +75,15 @@ def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, 
     assert preflight(config)
     if name.startswith("llada_8b") or name == "mmada_8b_mmu":
         assert config.algorithm.estimation.mu == 12 and config.actor_rollout_ref.rollout.n == 6
+
+
+@pytest.mark.parametrize(("option", "value"), [("blocks_from", "response"), ("block_length", 2)])
+def test_the_sampler_of_a_run_counts_blocks_as_training_does(tiny_run, small_block_model, option, value):
+    overrides = [f"actor_rollout_ref.model.path={small_block_model}", *small(tiny_run, "model")[1:]]
+    overrides += [f"actor_rollout_ref.rollout.sampler.options.{option}={value}"]
+    config = ranks.compose_config("", *overrides, name="quickstart_block", folder_key=None)
+    with pytest.raises(OptionError, match=rf"sampler\.options\.{option}='?{value}'?.*training counts blocks"):
+        preflight(config)
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "math", "countdown", "sudoku", "code"])

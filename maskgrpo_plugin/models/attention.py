@@ -3,7 +3,7 @@
 The layers of transformers find their attention function by `config._attn_implementation` and hand further arguments
 through to it. `sdpa_by_row` and `eager_by_row`, registered here, take a `packing` that way: the rows of a line then
 attend to themselves alone, and no other part of a layer sees padding. Flash attention knows lines by itself
-(`flash_line`).
+(`flash_line`), and so does flex attention, by its mask of tiles; what has none is computed by SDPA.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from maskgrpo_plugin.diffusion.packing import Packing
@@ -20,11 +22,13 @@ from maskgrpo_plugin.models.layout import Layout
 
 Attention = Callable[..., tuple[Tensor, Any]]
 BY_ROW = {  # by what is asked for, in the names of transformers
-    None: "sdpa_by_row",
+    None: "auto_by_row",
+    "auto": "auto_by_row",
     "sdpa": "sdpa_by_row",
-    "flex_attention": "sdpa_by_row",
+    "flex_attention": "flex_by_row",
     "eager": "eager_by_row",
 }
+FLEX_HEAD_SIZE = 16  # the smallest that flex attention computes on a GPU
 
 
 def eager_attention(
@@ -116,6 +120,27 @@ def attend_to_cache(
     return attended if packing is None else packing.pack(attended)
 
 
+def chooses_flex(config: PretrainedConfig, device: torch.device) -> bool:
+    """Whether a model attends by flex attention where it can: as asked for, or by `auto` on a CUDA device."""
+    if config._attn_implementation != BY_ROW["auto"]:
+        return config._attn_implementation == BY_ROW["flex_attention"]
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return device.type == "cuda" and size >= FLEX_HEAD_SIZE and not config.attention_dropout
+
+
+def attend_in_tiles(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, tiles: BlockMask, scaling: float | None, **options: Any
+) -> Tensor:
+    """Flex attention of a packed line; (1, H, T, d), two of (1, H', T, d) -> (1, T, H, d).
+
+    On the CPU torch has no gradients of it, and what it compiles there fails for lines whose lengths differ.
+    """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # norms under automatic casts give float32
+    if query.device.type != "cpu":
+        return flex_attention_forward(module, query, key, value, tiles, scaling, **options)[0]
+    return flex_attention(query, key, value, block_mask=tiles, scale=scaling, enable_gqa=True).transpose(1, 2)
+
+
 def flash_line(packing: Packing) -> dict[str, Any]:
     """Arguments by which transformers' flash attention learns where the rows of a line begin."""
     return {
@@ -136,12 +161,14 @@ def _by_row(attention: Attention) -> Attention:
         value: Tensor,
         attention_mask: Tensor | None,
         packing: Packing | None = None,
-        cached: Layout | None = None,
+        layout: Layout | None = None,
         scaling: float | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        if cached is not None:
-            return attend_to_cache(module, query, key, value, cached, scaling), None
+        if layout is not None and layout.tiles is not None:
+            return attend_in_tiles(module, query, key, value, layout.tiles, scaling, **options), None
+        if layout is not None:
+            return attend_to_cache(module, query, key, value, layout, scaling), None
 
         def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             return attention(module, query, key, value, mask, scaling=scaling, **options | {"is_causal": False})[0]
@@ -153,5 +180,6 @@ def _by_row(attention: Attention) -> Attention:
     return by_row
 
 
-AttentionInterface.register(BY_ROW["sdpa"], _by_row(sdpa_attention_forward))
+for _name in ("auto", "sdpa", "flex_attention"):
+    AttentionInterface.register(BY_ROW[_name], _by_row(sdpa_attention_forward))
 AttentionInterface.register(BY_ROW["eager"], _by_row(eager_attention))

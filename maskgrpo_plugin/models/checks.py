@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from verl.utils.device import get_device_name
 
 from maskgrpo_plugin.errors import OptionError, check_number, first_line, nearest
 from maskgrpo_plugin.models.families import find_family
@@ -89,7 +90,8 @@ def check_model(config: DictConfig) -> None:
         allowed = f"masked_diffusion needs model_type {' or '.join(sorted(MODELS))}"
         if not is_diffusion:
             allowed = f"set {SECTION}.model_type=masked_diffusion for this checkpoint"
-        raise OptionError(f"{SECTION}.path", path, f"it is a {kind!r} checkpoint; {allowed}")
+        code = "; code in the folder is not run" if published.get("auto_map") and kind not in MODELS else ""
+        raise OptionError(f"{SECTION}.path", path, f"it is a {kind!r} checkpoint; {allowed}{code}")
     checkpoint = _checkpoint_config(model, path)
     tokenizer = _tokenizer(model, path)
     if is_diffusion:
@@ -151,7 +153,7 @@ def _checkpoint_config(model: DictConfig, path: str) -> PretrainedConfig:
 def _check_override(checkpoint: PretrainedConfig, key: str, value: Any) -> None:
     full = f"{SECTION}.override_config.{key}"
     if key == ATTENTION:
-        names = ("eager", *ALL_ATTENTION_FUNCTIONS.keys())
+        names = ("eager", *ALL_ATTENTION_FUNCTIONS.keys(), *(("auto",) if checkpoint.model_type in MODELS else ()))
         if value not in names:
             raise OptionError(full, value, f"allowed: {', '.join(sorted(names))}")
     elif not hasattr(checkpoint, key) and key not in FURTHER_OVERRIDES:
@@ -203,12 +205,13 @@ def _check_mask_predictor(
 ) -> None:
     """The family knows the checkpoint, its mask token is one, its special tokens fit it, and it can be trained."""
     made_for, length = block_length_of(AutoConfig.from_pretrained(path)), block_length_of(checkpoint)
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        named = [name for name, value in (model.get("override_config") or {}).items() if value == length]
+        key, given = (f"override_config.{named[0]}", length) if named else ("path", path)
+        raise OptionError(f"{SECTION}.{key}", given, f"blocks of {length!r} tokens; allowed: whole numbers from 1")
     if made_for != length and made_for is not None:
         logger.warning("%s: the checkpoint was made for blocks of %d tokens, not %s", SECTION, made_for, length)
-    attention = (model.get("override_config") or {}).get(ATTENTION)
-    if length is not None and "flash" in str(attention):
-        allowed = f"sdpa, eager: the model attends in blocks of {length}, by a mask of queries and keys"
-        raise OptionError(f"{SECTION}.override_config.{ATTENTION}", attention, f"allowed: {allowed}")
+    _check_attention((model.get("override_config") or {}).get(ATTENTION), length)
     try:
         family = find_family(checkpoint, tokenizer)
         vocabulary = family.vocabulary_size(checkpoint)
@@ -226,6 +229,19 @@ def _check_mask_predictor(
         family(checkpoint, tokenizer)
     except (ValueError, TypeError) as error:
         raise OptionError(f"{SECTION}.path", path, str(error)) from None
+
+
+def _check_attention(attention: Any, block_length: int | None) -> None:
+    """The implementation of attention that a run names computes the model's, and its gradients."""
+    allowed = None
+    if block_length is not None and "flash" in str(attention):
+        allowed = f"auto, sdpa, eager: the model attends in blocks of {block_length}, by a mask of queries and keys"
+    elif attention == "flex_attention" and block_length is None:
+        allowed = "auto, sdpa, eager, flash_attention_2: flex attention is for models that attend in blocks"
+    elif attention == "flex_attention" and get_device_name() == "cpu":
+        allowed = "auto, sdpa, eager: flex attention has no backward pass on the CPU"
+    if allowed is not None:
+        raise OptionError(f"{SECTION}.override_config.{ATTENTION}", attention, f"allowed: {allowed}")
 
 
 def _check_vocabulary(checkpoint: PretrainedConfig, tokenizer: Any, rows: int | None) -> None:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from maskgrpo_plugin.diffusion.samplers.blocks.cache import BlockCache
-from maskgrpo_plugin.models.attention import BY_ROW, flash_line
+from maskgrpo_plugin.models.attention import BY_ROW, chooses_flex, flash_line
 from maskgrpo_plugin.models.interface import MaskPredictorModel
 from maskgrpo_plugin.models.layout import Layout, at_columns
 
@@ -31,9 +32,9 @@ class PublishedConfig(PretrainedConfig):
 class DecoderMaskPredictor(MaskPredictorModel):
     """A mask predictor that inherits from this class and from a `…ForCausalLM` of transformers, in this order.
 
-    Attention is computed by SDPA (the default), written out (`eager`), or by flash attention where it is in both
-    directions; packed lines keep no padding between their attention. `flex_attention`, which published configs name for
-    their training code, is computed by SDPA under the same mask.
+    Attention is computed by SDPA, written out (`eager`), or by flash attention where it is in both directions; packed
+    lines keep no padding between their attention. With `flex_attention`, the noisy and the clean copies of a line are
+    computed by flex attention and all else by SDPA; so it is with `auto`, the default, on a CUDA device.
     """
 
     supports_packing = True
@@ -61,14 +62,18 @@ class DecoderMaskPredictor(MaskPredictorModel):
         x = decoder.norm(x)
         return x if layout.columns is None else at_columns(x, layout.columns)
 
+    def attends_in_tiles(self, device: torch.device) -> bool:
+        """See `MaskPredictorModel.attends_in_tiles`."""
+        return chooses_flex(self.config, device)
+
     def _attention_options(self, layout: Layout) -> dict[str, Any]:
         """What the layers hand through to their attention."""
         implementation = self.config._attn_implementation
         mask, packing = layout.attention_mask, layout.packing
-        if layout.prefix is not None:
-            if "flash" in implementation:
-                raise ValueError(f"attn_implementation={implementation!r} takes no cache of finished blocks; use sdpa")
-            return {"attention_mask": None, "cached": layout}
+        if layout.prefix is not None and "flash" in implementation:
+            raise ValueError(f"attn_implementation={implementation!r} takes no cache of finished blocks; use sdpa")
+        if layout.prefix is not None or layout.tiles is not None:
+            return {"attention_mask": None, "layout": layout}
         if "flash" not in implementation:
             cache = None if layout.cache is None else _Columns(layout.cache, layout.first_column)
             return {"attention_mask": mask, "packing": packing, "past_key_values": cache}

@@ -32,7 +32,8 @@ class MaskPredictorModel(PreTrainedModel):
 
     A model of transformers with another attention mask inherits from both, this class first. `encode` obeys
     `Layout.attention_mask` and `Layout.columns`; with `supports_packing` also `Layout.packing`, with
-    `supports_block_cache` also `Layout.cache`, with `supports_prefix_cache` also `Layout.prefix`.
+    `supports_block_cache` also `Layout.cache`, with `supports_prefix_cache` also `Layout.prefix`, where
+    `attends_in_tiles` also `Layout.tiles`.
     `supports_block_attention` says that `block_length` may be given: the mask then has the blocks. The embedding and
     the head are those that `get_input_embeddings` and `get_output_embeddings` (None: tied to the embedding) name.
     """
@@ -44,6 +45,11 @@ class MaskPredictorModel(PreTrainedModel):
     supports_prefix_cache: bool = False
     supports_block_attention: ClassVar[bool] = False
     main_input_name = "input_ids"
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        if config._attn_implementation == "auto":
+            config._attn_implementation = "sdpa"
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -80,6 +86,10 @@ class MaskPredictorModel(PreTrainedModel):
     def block_length(self) -> int | None:
         """The config's, see `block_length_of`."""
         return self.block_length_of(self.config)
+
+    def attends_in_tiles(self, device: torch.device) -> bool:
+        """Whether `encode` is to be given `Layout.tiles`, for flex attention, rather than a mask of both copies."""
+        return False
 
     def encode(self, inputs_embeds: Tensor, layout: Layout) -> Tensor:
         """The transformer up to and with its last norm.
@@ -211,7 +221,7 @@ class MaskPredictorModel(PreTrainedModel):
             layout = lay_out(x, attention_mask, position_ids, packing, columns, cache, first_column, blocks)
             hidden = self._encode(x, layout)
         else:
-            hidden = self._encode(x, copies.layout(columns))
+            hidden = self._encode(x, copies.layout(columns, tiled=self.attends_in_tiles(x.device)))
             hidden = copies.of_noisy(hidden) if places is None else hidden
         if places is not None and columns is None:
             return self.read_out(

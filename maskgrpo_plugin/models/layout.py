@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers.block_causal.cache import PrefixCache
@@ -25,6 +26,7 @@ class Layout:
         first_column: column of the canvas where the W columns begin.
         prefix: keys and values of each row's blocks so far, to attend to and to renew.
         slots: (B, W) int64, the column of `prefix` that each column renews.
+        tiles: flex attention's mask of a packed line, (1, 1, T, T), in place of `attention_mask`.
     """
 
     position_ids: Tensor
@@ -35,6 +37,7 @@ class Layout:
     first_column: int = 0
     prefix: PrefixCache | None = None
     slots: Tensor | None = None
+    tiles: BlockMask | None = None
 
 
 def at_columns(x: Tensor, columns: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.models.layout import Layout, two_copy_mask
+from maskgrpo_plugin.models.tiles import tile_mask
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,37 @@ class TwoCopies:
         """(1, 2T, …) -> (1, T, …) at the noisy copy."""
         return hidden[:, self.noisy]
 
-    def layout(self, columns: Tensor | None) -> Layout:
-        """The layout of the line of 2T, with hidden states wanted at `columns` of it (None: all)."""
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """Where the places begin and end that each of the 2T attends to, (2, 2T) int64 each; see `tile_mask`.
+
+        Of a noisy token: its own block, and the clean copy up to its block. The last block's spans lie side by side and
+        are one. Of a clean token: the clean copy up to the end of its block.
+        """
+        position, length = self.position_ids, self.clean - self.noisy
+        noisy, clean = self.noisy - position, self.clean - position  # where both copies of the row begin
+        begin = position - position % self.block_length
+        end = torch.minimum(begin + self.block_length, length)
+        is_last = end == length
+        of_noisy = (noisy + begin, torch.where(is_last, clean + begin, noisy + end)), (clean, clean + begin * ~is_last)
+        of_clean = (clean, clean + end), (clean, clean)
+
+        def line(part: int) -> Tensor:
+            values = position.new_zeros(2, self.packing.tokens)
+            values.index_copy_(1, self.noisy, torch.stack([span[part] for span in of_noisy]))
+            return values.index_copy_(1, self.clean, torch.stack([span[part] for span in of_clean]))
+
+        return line(0), line(1)
+
+    def layout(self, columns: Tensor | None, *, tiled: bool = False) -> Layout:
+        """The layout of the line of 2T, with hidden states wanted at `columns` of it (None: all).
+
+        Args:
+            columns: (1, N) places.
+            tiled: with flex attention's mask of the line in place of a mask for each row.
+        """
         packing = self.packing
+        if tiled:
+            return Layout(packing.position_ids, packing=packing, columns=columns, tiles=tile_mask(*self.spans()))
         is_noisy = torch.zeros_like(packing.position_ids, dtype=torch.bool)
         is_noisy[0, self.noisy] = True
         mask = two_copy_mask(packing.unpack(packing.position_ids), packing.unpack(is_noisy), self.block_length)

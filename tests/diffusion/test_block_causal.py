@@ -49,6 +49,8 @@ STYLES = {
     "random": {"ordering": "random", "steps_per_block": 3},
     "entropy": {"ordering": "entropy", "top_k": 5, "top_p": 0.9},
     "guided": {"cfg_scale": 0.7},
+    "response": {"blocks_from": "response", "steps_per_block": 2},
+    "response_guided": {"blocks_from": "response", "cfg_scale": 0.7},
 }
 
 
@@ -108,6 +110,25 @@ def test_rows_that_join_and_leave_get_what_they_get_alone(models, family):
         block_end = (len(rows[n]) + place) // 4 * 4 + 4 - len(rows[n])
         assert expected[n][block_end:].eq(stop).all()
         assert found[n].reveal_step[block_end:].eq(-1).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_from_the_response_leave_the_prompts_first_block_short(models, family):
+    """A prompt of 6 tokens in blocks of 4: the first block holds 2, and the model is asked under that mask."""
+    prompt, block = prompts()[1][:6], 4
+    sampler = sampler_of(blocks_from="response", response_length=4, temperature=0.0, steps_per_block=1)
+    output = sampler.generate(models[family], prompt[None], mask_token_id=MASK)
+    canvas = torch.cat([prompt, torch.full((4,), MASK)])
+    if family == "fast_dllm_v2":  # its block's first token is revealed before the others
+        assert output.reveal_step[0, 6:].tolist() == [0, 1, 1, 1]
+        canvas[6] = output.sequences[0, 6]
+    number = (torch.arange(10) + 2) // block
+    with torch.no_grad():
+        logits = models[family](canvas[None], attention_mask=(number[:, None] >= number)[None, None]).logits[0]
+    logits = logits.roll(1, 0) if family == "fast_dllm_v2" else logits
+    logits[:, MASK] = float("-inf")
+    hidden = canvas == MASK
+    assert torch.equal(output.sequences[0][hidden], logits.argmax(-1)[hidden])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -135,3 +135,4 @@ def test_the_quotas_of_other_samplers():
     assert reveal_quota(torch.tensor([8]), torch.tensor([4]), "dream").tolist() == [[1, 2, 2, 3]]
     assert reveal_quota(torch.tensor([4]), torch.tensor([4]), "dream").tolist() == [[1, 1, 2]]
     assert reveal_quota(torch.tensor([8]), torch.tensor([5]), "rounded").tolist() == [[2, 2, 1, 2, 1]]
+    assert reveal_quota(torch.tensor([8]), torch.tensor([3]), "rounded").tolist() == [[3, 2, 3]]

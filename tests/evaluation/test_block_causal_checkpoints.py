@@ -9,7 +9,7 @@ import torch
 from family_models import save_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maskgrpo_plugin import evaluate, generate
+from maskgrpo_plugin import evaluate, generate, sampler_arguments
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.errors import OptionError
 
@@ -56,6 +56,19 @@ def test_samplers_and_steps_that_do_not_fit_are_named(folder, capsys):
     ):
         assert generate.main([*command, *options]) == 2
         assert line in capsys.readouterr().err
+
+
+def test_blocks_of_another_length_or_from_the_response_on_are_decoded(folder, capsys, caplog):
+    command = ["--model", str(folder), "--prompt", SUM, "--length", "8", "--json"]
+    sampler_arguments._warn_of_blocks.cache_clear()
+    for options, chosen in (
+        (["--blocks-from", "response"], {"blocks_from": "response"}),
+        (["--block-length", "8"], {"block_length": 8}),
+    ):
+        assert not caplog.records
+        assert generate.main([*command, *options]) == 0
+        assert json.loads(capsys.readouterr().out)["text"] == written(folder, SUM, 8, **chosen)
+    assert "--block-length=8: the checkpoint was made for blocks of 4 tokens" in caplog.text
 
 
 def test_the_harness_gets_texts_and_likelihoods(folder):

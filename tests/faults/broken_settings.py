@@ -270,6 +270,7 @@ actor_rollout_ref.model.tiled_mlp.enabled=true
 actor_rollout_ref.model.mtp.enable=true
 actor_rollout_ref.model.enable_gradient_checkpointing=yes please
 actor_rollout_ref.model.override_config.attn_implementation=fast
+actor_rollout_ref.model.override_config.attn_implementation=flex_attention
 +actor_rollout_ref.model.override_config.n_layers=99 => actor_rollout_ref.model.override_config
 +actor_rollout_ref.model.override_config.n_layers=1 => actor_rollout_ref.model.override_config
 +actor_rollout_ref.model.override_config.n_layers=two

@@ -54,6 +54,11 @@ def test_a_checkpoint_that_fits_passes(tiny_run):
     [
         ({"path": "/nowhere/model"}, "path", "does not exist"),
         ({"model_type": "language_model"}, "path", "model_type=masked_diffusion"),
+        (
+            {"override_config": {"attn_implementation": "flex_attention"}},
+            "override_config.attn_implementation",
+            "blocks",
+        ),
         ({"override_config": {"mask_token_id": 5000}}, "override_config.mask_token_id", "checkpoint's vocabulary"),
         (
             {"lora_rank": 4, "target_modules": ["q_proj", "o_proj"]},

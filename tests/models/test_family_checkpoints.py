@@ -85,11 +85,44 @@ def test_another_block_length_than_the_checkpoints_is_a_warning(folders, caplog)
     assert "was made for blocks of 4 tokens, not 8" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("sdar", "block_size", 0), ("a2d_qwen2", "block_size", "x"), ("fast_dllm_v2", "bd_size", 2.5)],
+)
+def test_a_block_length_that_is_none_is_refused_by_its_key(folders, tmp_path, name, key, value):
+    with pytest.raises(OptionError, match=rf"override_config\.{key}='?{value}'? .*whole numbers from 1"):
+        check_model(run(folders[name], override_config={key: value}))
+
+
+def test_a_folder_with_code_of_its_own_is_refused_in_one_line(folders, tmp_path):
+    for file in folders["sdar"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    published = json.loads((tmp_path / "config.json").read_text())
+    code = {"model_type": "novel", "auto_map": {"AutoModelForCausalLM": "modeling_novel.NovelForCausalLM"}}
+    (tmp_path / "config.json").write_text(json.dumps(published | code))
+    with pytest.raises(
+        OptionError, match=r"it is a 'novel' checkpoint; .* or sdar or .*; code in the folder is not run"
+    ):
+        check_model(run(tmp_path))
+
+
 def test_flash_attention_is_refused_for_blocks(folders):
     flash = {"override_config": {"attn_implementation": "flash_attention_2"}}
     check_model(run(folders["dream"], **flash))
-    with pytest.raises(OptionError, match=r"flash_attention_2.*allowed: sdpa, eager: the model attends in blocks of 4"):
+    with pytest.raises(OptionError, match=r"flash_attention_2.*allowed: auto, sdpa, eager: the model attends in"):
         check_model(run(folders["sdar"], **flash))
+
+
+def test_flex_attention_is_refused_where_it_cannot_be_trained(folders, monkeypatch):
+    flex = {"override_config": {"attn_implementation": "flex_attention"}}
+    with pytest.raises(OptionError, match="allowed: auto, sdpa, eager: flex attention has no backward pass on"):
+        check_model(run(folders["sdar"], **flex))
+    with pytest.raises(OptionError, match="flex attention is for models that attend in blocks"):
+        check_model(run(folders["dream"], **flex))
+    for name in ("sdar", "dream"):
+        check_model(run(folders[name], override_config={"attn_implementation": "auto"}))
+    monkeypatch.setattr("maskgrpo_plugin.models.checks.get_device_name", lambda: "cuda")
+    check_model(run(folders["sdar"], **flex))
 
 
 @pytest.mark.parametrize("name", EXPERTS)

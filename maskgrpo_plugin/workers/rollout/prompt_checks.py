@@ -80,7 +80,11 @@ def _check_attention(config: DictConfig, block_length: int | None) -> None:
         check_attention(sampler.name, block_length)
     except OptionError as error:
         raise error.under(SAMPLER) from None
-    given = (sampler.get("options") or {}).get("block_length")
+    options = sampler.get("options") or {}
+    given, begin = options.get("block_length"), options.get("blocks_from", "row")
+    if block_length is not None and begin != "row":
+        allowed = "row: training counts blocks from the row's first token; response is for generate and evaluate"
+        raise OptionError(f"{SAMPLER}.options.blocks_from", begin, f"allowed: {allowed}")
     if block_length is not None and given not in (None, block_length):
         allowed = f"training counts blocks of {block_length}, the checkpoint's; another length is set in {OVERRIDE}"
         raise OptionError(f"{SAMPLER}.options.block_length", given, allowed)

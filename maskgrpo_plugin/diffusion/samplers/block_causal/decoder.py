@@ -29,10 +29,9 @@ from maskgrpo_plugin.errors import OptionError
 class BlockCausalDecoder:
     """Decodes rows block by block, each at its own pace (a `RunningBatch`); a row's tokens do not depend on the others.
 
-    Rows are kept without padding on the left, a token's column being its position, with room for a block behind the
-    longest. A step computes the block of every row; where
-    that follows a block that has just been finished, the clean tokens of both go through the model together, so that
-    keeping a block costs no pass of its own.
+    Rows begin at column 0, or a few columns later where their responses are to begin a block, with room for a block
+    behind the longest. A step computes the block of every row; where that follows a block that has just been finished,
+    the clean tokens of both go through the model together, so that keeping a block costs no pass of its own.
 
     Args:
         sampler: says how a block is decoded.
@@ -116,16 +115,21 @@ class BlockCausalDecoder:
         order = held.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices
         aligned = tokens.gather(1, order).masked_fill(~held.gather(1, order), self.pad_token_id)
         lengths = held.sum(-1).tolist()
-        longest = max([*lengths, *(row.end for row in self.rows)])
+        firsts = [self._first(length) for length in lengths]
+        ends = [first + length for first, length in zip(firsts, lengths, strict=True)]
+        longest = max([*ends, *(row.end for row in self.rows)])
         columns = longest + self.block_length
         aligned = F.pad(aligned, (0, max(columns - aligned.shape[1], 0)), value=self.pad_token_id)[:, :columns]
-        masks = self._masks(aligned, lengths)
+        if any(firsts):
+            aligned = torch.stack([row.roll(first) for row, first in zip(aligned, firsts, strict=True)])
+        masks = self._masks(aligned, ends)
         joined = []
         for n, generator in enumerate(generators):
-            row = BlockCausalRow(self._joined + n, generator, lengths[n] - self.response_length, lengths[n], masks[n])
+            prompt = ends[n] - self.response_length
+            row = BlockCausalRow(self._joined + n, generator, prompt, ends[n], masks[n], firsts[n])
             row.enter(0, self.block_length, self._quota)
             fresh = self.shift and row.start > 0
-            row.stored = row.start - (self.block_length if fresh else 0)
+            row.stored = max(row.start - (self.block_length if fresh else 0), row.first)
             joined.append(row)
         self._joined += len(joined)
         started = [n for n, row in enumerate(joined) if not row.ended]
@@ -142,10 +146,14 @@ class BlockCausalDecoder:
         self.tokens, self.reveal_step = aligned, nowhere
         return [row.number for row in joined]
 
-    def _masks(self, tokens: Tensor, lengths: Sequence[int]) -> list[list[int]]:
-        """Masked tokens of each block of the rows (N, C), prompts left out."""
+    def _first(self, length: int) -> int:
+        """The column where a row of so many tokens begins."""
+        return 0 if self.sampler.blocks_from == "row" else (self.response_length - length) % self.block_length
+
+    def _masks(self, tokens: Tensor, ends: Sequence[int]) -> list[list[int]]:
+        """Masked tokens of each block of the rows (N, C), which end before these columns; prompts left out."""
         column = torch.arange(tokens.shape[1], device=tokens.device)
-        last = torch.tensor(lengths, device=tokens.device).unsqueeze(-1)
+        last = torch.tensor(ends, device=tokens.device).unsqueeze(-1)
         masked = (tokens == self.mask_token_id) & (column < last) & (column >= last - self.response_length)
         short = -tokens.shape[1] % self.block_length
         return F.pad(masked, (0, short)).unflatten(1, (-1, self.block_length)).sum(-1).tolist()
@@ -201,7 +209,7 @@ class BlockCausalDecoder:
         places = torch.arange(self.block_length, device=tokens.device)
         columns = window.start + places
         masked = tokens.gather(1, columns) == self.mask_token_id
-        masked &= columns < window.end
+        masked &= window.holds(columns)
         if self.sampler.sub_block_length is not None:
             part = places // self.sampler.sub_block_length
             first = torch.where(masked, part, self.block_length).amin(-1, keepdim=True)
@@ -232,7 +240,7 @@ class BlockCausalDecoder:
             row.steps += 1
             row.step += not first
             row.left -= count
-            row.stored = row.start
+            row.stored = max(row.start, row.first)
             if row.left == 0:
                 finished = True
                 row.enter(row.start // self.block_length + 1, self.block_length, self._quota)
@@ -273,11 +281,12 @@ class BlockCausalDecoder:
         return SamplerOutput(sequences, reveal_step, self.model_calls, calls, self.record)
 
     def _as_given(self, aligned: Tensor, padding: Tensor) -> Tensor:
-        """Values of rows without padding (B, C), in the columns in which they joined (B, L)."""
+        """Values of the rows' columns (B, C), in the columns in which they joined (B, L)."""
         assert self._given is not None
         held = self._given[1]
-        lengths = held.sum(-1, keepdim=True)
-        inside = torch.arange(aligned.shape[1], device=aligned.device) < lengths
+        bounds = torch.tensor([[row.first, row.end] for row in self.rows], device=aligned.device)
+        column = torch.arange(aligned.shape[1], device=aligned.device)
+        inside = (column >= bounds[:, :1]) & (column < bounds[:, 1:])
         return padding.masked_scatter(held, aligned[inside])
 
     def _observe(self, index: Tensor, rows: Sequence[BlockCausalRow], columns: Tensor, sure: Tensor) -> None:

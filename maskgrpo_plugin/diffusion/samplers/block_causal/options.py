@@ -21,6 +21,8 @@ class BlockCausalOptions(BlockwiseSampler):
         steps: None: steps are counted by block.
         steps_per_block: steps of a whole block; None: one token a step.
         block_length: tokens per block; None: the model's.
+        blocks_from: `row`: blocks count from the row's first token, prompt included, as in training; `response`: a
+            response begins a block, and the prompt's first block is short (dLLM's BD3LMSampler). Runs take `row` alone.
         ordering: which tokens are revealed first, see `BlockwiseSampler`; or `sequential`, from left to right.
         quota: how many tokens each step reveals, see `quotas`; `even` shares out a whole block, also where fewer are
             masked.
@@ -40,6 +42,7 @@ class BlockCausalOptions(BlockwiseSampler):
     steps: None = option(_none, None, by_run=True)  # type: ignore[assignment]
     steps_per_block: int | None = option(number(1, whole=True), None)
     block_length: int | None = option(number(1, whole=True), None)
+    blocks_from: str = option(one_of("row", "response"), "row")
     ordering: str = option(one_of(*ORDERINGS, SEQUENTIAL), "low_confidence")
     sub_block_length: int | None = option(number(1, whole=True), None)
     cache: str = option(one_of("exact", "none"), "exact")

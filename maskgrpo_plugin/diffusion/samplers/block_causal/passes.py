@@ -50,10 +50,14 @@ class Passes:
 
     def forward(self, window: Window, tokens: Tensor, columns: Tensor, *, blind: bool) -> Tensor:
         """One pass; `blind` says that prompts are hidden."""
-        held = torch.arange(window.used, device=tokens.device) < window.end
-        columns = columns.clamp(max=window.used - 1)
-        ids = tokens[:, : window.used]
-        return self.model(ids, attention_mask=held, logits_positions=columns, **self.options).logits
+        places = torch.arange(window.used, device=tokens.device)
+        return self.model(
+            tokens[:, : window.used],
+            attention_mask=window.holds(places),
+            position_ids=places.expand(len(tokens), -1),
+            logits_positions=columns.clamp(max=window.used - 1),
+            **self.options,
+        ).logits
 
 
 class CachedPasses(Passes):
@@ -73,15 +77,17 @@ class CachedPasses(Passes):
         """See `Passes.join`; computes what the rows have stored, equal beginnings once."""
         for blind, cache in enumerate(self.caches):
             seen = hide_prompts(rows, tokens, self.mask_token_id) if blind else tokens
-            beginnings = [tuple(ids[: max(row.stored, 1)]) for row, ids in zip(rows, seen.tolist(), strict=True)]
+            ends = [max(row.stored, row.first + 1) for row in rows]
+            known = zip(rows, ends, seen.tolist(), strict=True)
+            beginnings = [(row.first, *ids[row.first : end]) for row, end, ids in known]
             places = {beginning: n for n, beginning in reversed(list(enumerate(beginnings)))}
             own = {beginning: place for place, beginning in enumerate(places)}
-            first = torch.tensor(list(places.values()), device=tokens.device)
-            lengths = [len(beginning) for beginning in places]
-            window = Window.between([0] * len(first), [0] * len(first), lengths, tokens.device)
+            each = list(places.values())
+            stored, ends = [rows[n].first for n in each], [ends[n] for n in each]
+            window = Window.between([rows[n] for n in each], stored, ends, tokens.device)
             fresh = PrefixCache()
             fresh.reserve(columns)
-            self._forward(fresh, window, seen[first], seen.new_empty(len(first), 0))
+            self._forward(fresh, window, seen[each], seen.new_empty(len(each), 0))
             fresh.keep(torch.tensor([own[beginning] for beginning in beginnings], device=tokens.device))
             cache.join(fresh)
         return 1
@@ -93,15 +99,14 @@ class CachedPasses(Passes):
 
     def forward(self, window: Window, tokens: Tensor, columns: Tensor, *, blind: bool) -> Tensor:
         """See `Passes.forward`."""
-        places = (columns - window.stored).clamp(max=window.positions.shape[1] - 1)
+        places = (columns - window.stored).clamp(0, window.positions.shape[1] - 1)
         return self._forward(self.caches[blind], window, tokens, places)
 
     def _forward(self, cache: PrefixCache, window: Window, tokens: Tensor, places: Tensor) -> Tensor:
         cache.used = window.used
-        held = torch.arange(window.used, device=tokens.device) < window.end
         return self.model(
             tokens.gather(1, window.positions.clamp(max=tokens.shape[1] - 1)),
-            attention_mask=held,
+            attention_mask=window.holds(torch.arange(window.used, device=tokens.device)),
             position_ids=window.positions,
             packing=window.packing,
             cache=cache,

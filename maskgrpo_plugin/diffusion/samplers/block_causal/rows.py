@@ -11,16 +11,17 @@ from maskgrpo_plugin.diffusion.packing import Packing
 
 @dataclass
 class BlockCausalRow:
-    """A row of a running batch; positions count from its first token, prompt included.
+    """A row of a running batch. A block is so many columns, counted from column 0.
 
     Attributes:
         number: its number, as `join` gave it.
         generator: source of its noise.
-        prompt: number of tokens before the response.
-        end: number of tokens.
+        prompt: column where the response begins.
+        end: column behind the last token.
         masks: masked tokens of each of its blocks when it joined.
-        start: first position of the block that is being decoded.
-        stored: number of tokens, whole blocks, whose keys and values are final.
+        first: column of the first token; those before it are hidden.
+        start: first column of the block that is being decoded.
+        stored: column up to which, by whole blocks, keys and values are final.
         step: steps of the block so far.
         steps: steps so far, each of them a forward pass.
         quota: tokens that each step of the block reveals.
@@ -33,6 +34,7 @@ class BlockCausalRow:
     prompt: int
     end: int
     masks: list[int]
+    first: int = 0
     start: int = 0
     stored: int = 0
     step: int = 0
@@ -61,10 +63,11 @@ class Window:
     """The columns of N rows that a pass computes: finished blocks that are not stored yet, and the block after them.
 
     Attributes:
-        start: (N, 1) first position of each row's block.
-        stored: (N, 1) first position of the pass.
-        end: (N, 1) positions of the row up to its block's end.
-        positions: (N, W).
+        start: (N, 1) first column of each row's block.
+        stored: (N, 1) first column of the pass.
+        end: (N, 1) column behind its block.
+        first: (N, 1) column of its first token.
+        positions: (N, W) columns of the pass, which are the positions that the model is given.
         packing: tells the columns of rows with fewer than W apart; None where all have as many.
         used: the largest of `end`.
     """
@@ -72,6 +75,7 @@ class Window:
     start: Tensor
     stored: Tensor
     end: Tensor
+    first: Tensor
     positions: Tensor
     packing: Packing | None
     used: int
@@ -80,16 +84,21 @@ class Window:
     def of(cls, rows: Sequence[BlockCausalRow], block_length: int, device: torch.device) -> "Window":
         """The columns of the rows' next pass; never waits for the device."""
         ends = [min(row.start + block_length, row.end) for row in rows]
-        return cls.between([row.start for row in rows], [row.stored for row in rows], ends, device)
+        return cls.between(rows, [row.stored for row in rows], ends, device)
 
     @classmethod
     def between(
-        cls, starts: Sequence[int], stored: Sequence[int], ends: Sequence[int], device: torch.device
+        cls, rows: Sequence[BlockCausalRow], stored: Sequence[int], ends: Sequence[int], device: torch.device
     ) -> "Window":
         """Columns from `stored` to `ends` of each row."""
-        table = torch.tensor([starts, stored, ends]).to(device, non_blocking=True).unsqueeze(-1)
+        starts, firsts = [row.start for row in rows], [row.first for row in rows]
+        table = torch.tensor([starts, stored, ends, firsts]).to(device, non_blocking=True).unsqueeze(-1)
         lengths = [end - first for end, first in zip(ends, stored, strict=True)]
         positions = table[1] + torch.arange(max(lengths), device=device)
         even = min(lengths) == max(lengths)
         packing = None if even else Packing.from_lengths(lengths, device)
-        return cls(table[0], table[1], table[2], positions, packing, max(ends))
+        return cls(table[0], table[1], table[2], table[3], positions, packing, max(ends))
+
+    def holds(self, columns: Tensor) -> Tensor:
+        """Whether columns (N, K) or (K,) are tokens of each row up to its block's end; (N, K) bool."""
+        return (columns >= self.first) & (columns < self.end)

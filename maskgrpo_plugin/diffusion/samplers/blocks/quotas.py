@@ -20,15 +20,15 @@ def even(masked: int, steps: int) -> list[int]:
 
 
 def rounded(masked: int, steps: int) -> list[int]:
-    """dLLM's (A2D, LLaDA-MoE): what is left over the steps that are left, rounded to even, in double precision.
+    """dLLM's (A2D, LLaDA-MoE): what is left over the steps that are left, rounded to even; the share that stays masked
+    is in single precision, as published, which decides where half a token is left over.
 
-    >>> rounded(8, 5)
-    [2, 2, 1, 2, 1]
+    >>> rounded(8, 3)
+    [3, 2, 3]
     """
+    hidden = 1 - (1 - torch.tensor([step / steps for step in range(steps, -1, -1)], dtype=torch.float32))
     counts, left = [], masked
-    for step in range(steps):
-        now, then = (steps - step) / steps, (steps - step - 1) / steps
-        kept = (1 - (1 - then)) / (1 - (1 - now))
+    for kept in (hidden[1:] / hidden[:-1]).tolist():
         counts.append(min(round(left * (1 - kept)), left))
         left -= counts[-1]
     return counts
