@@ -54,6 +54,7 @@ PREFERENCE_IGNORED = {  # with pairs
         "least_image_level": Ignored((0.3,), "pairs are texts"),
         "label_smoothing": Ignored((0.0,), "pairs are texts"),
         "block_length": Ignored((None,), "an answer is masked as a whole"),
+        "block_weights": Ignored(("row",), "an answer is masked as a whole"),
     },
     "images": {"image_tokenizer": Ignored((None,), "pairs are texts")},
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maskgrpo_plugin.diffusion.estimators import Rows, build_estimator
+from maskgrpo_plugin.errors import OptionError
 
 MASK = 99
 
@@ -125,6 +126,22 @@ def test_blocks_behind_the_end_are_not_drawn_and_those_with_it_are_learned_whole
     rows = replace(make_rows(list(range(4)), [9] * 4), stop_token_ids=(16,))
     scored = torch.stack([one.scored for one in blockwise_passes(rows, 3, 200)]).any(0).any(0)
     assert scored.tolist() == [False] * 2 + [True] * 6 + [False] * 3
+
+
+def test_every_token_of_a_block_can_weigh_the_same_which_is_a_mean_over_tokens():
+    """Over whole strata the weights of 6 blocks of 8 tokens add to about 6, whatever is masked of each."""
+    rows = make_rows(list(range(6)), [16] * 6)
+    options = {"strata": 6, "block_length": 8, "least_level": 0.2}
+    totals = []
+    for step in range(400):
+        of_rows, of_tokens = (the_pass(rows, step=step, block_weights=kind, **options) for kind in ("row", "token"))
+        assert torch.equal(of_rows.noisy, of_tokens.noisy) and torch.equal(of_rows.scored, of_tokens.scored)
+        assert set(of_tokens.weight[of_tokens.scored].tolist()) == {1 / (8 * 0.6)}
+        assert not of_tokens.weight[~of_tokens.scored].any()
+        totals.append(float(of_tokens.weight.sum()))
+    assert sum(totals) / 400 == pytest.approx(6, abs=0.15)
+    with pytest.raises(OptionError, match="block_weights='rows' is not usable; allowed: row, token"):
+        build_estimator("denoising", block_length=8, block_weights="rows")
 
 
 def test_images_have_no_blocks():

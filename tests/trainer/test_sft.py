@@ -411,6 +411,7 @@ BROKEN = {
     "data.train_files=null": "data.train_files",
     "denoising.least_level=2": "denoising.least_level",
     "denoising.block_length=0": "denoising.block_length",
+    "denoising.block_weights=rows": "denoising.block_weights",
     "+denoising.nope=1": "denoising.nope",
     "optim.lr=0": "optim.lr",
     "images.count=0": "images.count",

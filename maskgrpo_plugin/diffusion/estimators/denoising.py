@@ -9,10 +9,11 @@ from torch import Tensor
 from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, register_estimator
 from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise, unit_float
 from maskgrpo_plugin.diffusion.remasking import least_noise, response_noise
-from maskgrpo_plugin.errors import check_number
+from maskgrpo_plugin.errors import check_choice, check_number
 
 _LEVEL_STREAM = 0x7374726174  # "strat": keeps the shift of the levels apart from the masks of the same seed and step
 _BLOCK_STREAM = 0x626C6F636B  # "block"
+BLOCK_WEIGHTS = ("row", "token")
 
 
 @register_estimator("denoising")
@@ -32,8 +33,11 @@ class Denoising(Estimator):
 
     With `block_length` a text is learned as Blockwise SFT does (arXiv 2508.19529): the tokens of one random block of
     the answer are masked with probability t; what lies before the block is visible, all that follows is masked and not
-    learned, as semi-autoregressive decoding meets it; a masked token has the weight 1/their number. Blocks that begin
-    after the first end token are never drawn. The published code draws a row's blocks without repetition.
+    learned, as semi-autoregressive decoding meets it. A masked token has the weight 1/their number as published
+    (`block_weights: row`); or the same in every row, 1/(the number of a block that are masked on average) (`token`).
+    Then a block that is masked nearly whole counts as much more as it has tokens to learn: what can be told from
+    the tokens around it is learned no faster than what has to be worked out. Blocks that begin after the first end token
+    are never drawn. The published code draws a row's blocks without repetition.
 
     Attributes:
         mu, canvas: see `Estimator`; `full`: the end tokens that fill a row are learned, so that answers end.
@@ -42,6 +46,7 @@ class Denoising(Estimator):
         label_smoothing: ε of image tokens, in [0, 1]: their ℓ̂ is (1 − ε)·ℓ + ε·the mean of ℓ over the codebook.
         least_image_level: least share of an image's tokens that is masked, in [0, 1]; published 0.3.
         block_length: tokens of a block of a text, 1 or more; None: the answer is masked as a whole.
+        block_weights: `row` or `token`, see above.
     """
 
     mu: int = 1
@@ -51,6 +56,7 @@ class Denoising(Estimator):
     least_image_level: float = 0.3
     label_smoothing: float = 0.0
     block_length: int | None = None
+    block_weights: str = "row"
 
     accepts: ClassVar[tuple[str, ...]] = ("image_tokens",)
     uses_old: ClassVar[bool] = False
@@ -64,6 +70,7 @@ class Denoising(Estimator):
         check_number("label_smoothing", self.label_smoothing, 0, 1)
         if self.block_length is not None:
             check_number("block_length", self.block_length, 1, whole=True)
+        check_choice("block_weights", self.block_weights, BLOCK_WEIGHTS)
 
     @property
     def target_smoothing(self) -> float:
@@ -82,7 +89,10 @@ class Denoising(Estimator):
         if self.block_length is not None:
             block, active = self._blocks(rows, maskable, combine_seed(_BLOCK_STREAM, seed, step, update))
             masked, hidden = masked & (block == active), rows.response & (block > active)
-            weight = 1 / masked.sum(-1, keepdim=True).clamp(min=1).double()
+            if self.block_weights == "row":
+                weight = 1 / masked.sum(-1, keepdim=True).clamp(min=1).double()
+            else:
+                weight = torch.full_like(level, 2 / ((1 + self.least_level) * self.block_length))
         if rows.image_tokens is not None:
             is_image = (rows.image_tokens > 0).any(-1, keepdim=True)
             share = torch.cos(position * (torch.pi / 2)).clamp(min=self.least_image_level).unsqueeze(1)
