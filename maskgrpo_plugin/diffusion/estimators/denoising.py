@@ -35,9 +35,9 @@ class Denoising(Estimator):
     the answer are masked with probability t; what lies before the block is visible, all that follows is masked and not
     learned, as semi-autoregressive decoding meets it. A masked token has the weight 1/their number as published
     (`block_weights: row`); or the same in every row, 1/(the number of a block that are masked on average) (`token`).
-    Then a block that is masked nearly whole counts as much more as it has tokens to learn: what can be told from
-    the tokens around it is learned no faster than what has to be worked out. Blocks that begin after the first end token
-    are never drawn. The published code draws a row's blocks without repetition.
+    Then what has to be worked out, in a block that is masked nearly whole, counts as much as what can be told from the
+    tokens around it. Blocks that begin after the first end token are never drawn. The published code draws a row's
+    blocks without repetition.
 
     Attributes:
         mu, canvas: see `Estimator`; `full`: the end tokens that fill a row are learned, so that answers end.
