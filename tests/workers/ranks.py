@@ -1,16 +1,20 @@
 """Runs the plugin's training worker on CPU ranks without Ray, and makes the batches that it takes."""
 
 import asyncio
+import functools
 import math
 import os
+import pickle
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
 # imported once by the process that the ranks are forked from; each rank for itself would take longer than its steps
@@ -27,15 +31,35 @@ SGD = [
 ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 
 
+parse = OmegaConf.load
+
+
+@functools.cache
+def parsed(path, modified):
+    """A YAML file's config, pickled; PyYAML takes longer for verl's thirty files than Hydra does for all the rest."""
+    return pickle.dumps(parse(path))
+
+
+def load(file):
+    """`OmegaConf.load` of an open file, which is parsed once."""
+    return pickle.loads(parsed(file.name, os.stat(file.name).st_mtime_ns))
+
+
 def compose_config(folder, *overrides, name="quickstart", folder_key="quickstart_dir"):
     """The whole config of a run, as verl's entry point composes it; `folder_key` is the key that gets the folder."""
+    return pickle.loads(composed(str(folder), overrides, name, folder_key))
+
+
+@functools.cache
+def composed(folder, overrides, name, folder_key):
+    """A config, pickled; many tests ask for the same."""
     import verl.trainer
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None), mock.patch.object(OmegaConf, "load", load):
         search = f"hydra.searchpath=[file://{Path(verl.trainer.__file__).parent / 'config'}]"
         place = [f"{folder_key}={folder}"] if folder_key else []
-        return compose(name, overrides=[search, *place, *overrides])
+        return pickle.dumps(compose(name, overrides=[search, *place, *overrides]))
 
 
 def make_batch(rows=8, *, seed=0, vocabulary=26, stop_id=2):
