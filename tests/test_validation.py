@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 import verl  # noqa: F401
 from verl.utils.config import omega_conf_to_dataclass
@@ -128,7 +129,7 @@ def test_estimation_values_are_checked_where_they_are_built(key, value):
 
 @pytest.mark.slow
 def test_the_driver_stops_in_seconds_with_one_line(tiny_run):
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "quickstart"]
+    command = [*forked_python.command(), "-m", "verl.trainer.main_ppo", "--config-name", "quickstart"]
     result = subprocess.run(
         [*command, f"quickstart_dir={tiny_run}", "algorithm.estimation.gamma=1.5"],
         cwd=ROOT,

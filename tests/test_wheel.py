@@ -9,6 +9,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import forked_python
 import pytest
 
 from maskgrpo_plugin.version import __version__
@@ -67,9 +68,10 @@ def run(unpacked, tmp_path):
     """A function that runs Python in an empty folder, with the unpacked wheel before all else that is installed."""
 
     def start(*arguments, cwd=tmp_path):
+        python = forked_python.command()
         environment = os.environ | {"PYTHONPATH": str(unpacked), "PYTHONWARNINGS": "ignore"}
         return subprocess.run(
-            [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+            [*python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
         )
 
     return start
