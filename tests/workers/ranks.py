@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from yaml_files import parsed_once
 
 ROOT = Path(__file__).parents[2]
 # imported once by the process that the ranks are forked from; each rank for itself would take longer than its steps
@@ -31,20 +32,6 @@ SGD = [
 ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 
 
-parse = OmegaConf.load
-
-
-@functools.cache
-def parsed(path, modified):
-    """A YAML file's config, pickled; PyYAML takes longer for verl's thirty files than Hydra does for all the rest."""
-    return pickle.dumps(parse(path))
-
-
-def load(file):
-    """`OmegaConf.load` of an open file, which is parsed once."""
-    return pickle.loads(parsed(file.name, os.stat(file.name).st_mtime_ns))
-
-
 def compose_config(folder, *overrides, name="quickstart", folder_key="quickstart_dir"):
     """The whole config of a run, as verl's entry point composes it; `folder_key` is the key that gets the folder."""
     return pickle.loads(composed(str(folder), overrides, name, folder_key))
@@ -56,7 +43,10 @@ def composed(folder, overrides, name, folder_key):
     import verl.trainer
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None), mock.patch.object(OmegaConf, "load", load):
+    with (
+        initialize_config_dir(str(ROOT / "configs"), version_base=None),
+        mock.patch.object(OmegaConf, "load", parsed_once),
+    ):
         search = f"hydra.searchpath=[file://{Path(verl.trainer.__file__).parent / 'config'}]"
         place = [f"{folder_key}={folder}"] if folder_key else []
         return pickle.dumps(compose(name, overrides=[search, *place, *overrides]))
