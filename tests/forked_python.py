@@ -42,7 +42,9 @@ def command():
     folder = tempfile.mkdtemp(prefix="forked_python_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = os.path.join(folder, "socket")
-    server = subprocess.Popen([sys.executable, __file__, "serve", address], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, __file__, "serve", address], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     if server.stdout.readline() != "ready\n":
         raise RuntimeError("the process that forks Python processes did not start")
     os.environ[VARIABLE] = address
@@ -100,6 +102,7 @@ def become(asker):
         os._exit(0)
     asker.close()
     end_with_parent()
+    os.setsid()  # Ray kills the process group of a worker that has ended
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
