@@ -5,9 +5,9 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 
 from maskgrpo_plugin.extensions import GROUP
@@ -33,7 +33,7 @@ def python(*arguments, cwd, timeout=300, **environment):
     """Run Python in a folder, with the package of this repository."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        [*forked_python.command(), "-W", "ignore", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, "PLUGIN": str(ROOT), **environment},
         capture_output=True,
@@ -152,6 +152,8 @@ def test_a_run_from_outside_finds_them_in_all_its_processes(folder, found):
         "trainer.val_before_train=false",
         "trainer.total_training_steps=2",
         "hydra.run.dir=hydra",
+        "+ray_kwargs.ray_init.include_dashboard=false",
+        f"+ray_kwargs.ray_init.runtime_env.py_executable='{forked_python.for_ray()}'",
     ]
     result = python(
         *RUNS[-1][1:], *small, cwd=folder, timeout=900, VERL_FILE_LOGGER_PATH="log.jsonl", HYDRA_FULL_ERROR="1"

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import forked_python
 import pytest
 from omegaconf import OmegaConf
 
@@ -27,10 +28,9 @@ LOOK = "from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY; print(sort
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with an extension, its neighbour, and one that fails."""
+    """A folder with an extension and its neighbour."""
     (tmp_path / "my_loss.py").write_text(EXTENSION)
     (tmp_path / "neighbour.py").write_text("NAME = 'loss_from_outside'\n")
-    (tmp_path / "faulty_one.py").write_text("raise RuntimeError('first line\\nsecond line')\n")
     return tmp_path
 
 
@@ -38,7 +38,7 @@ def python(code, *, cwd, **environment):
     """Run code in a new process."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        [*forked_python.command(), "-W", "ignore", "-c", textwrap.dedent(code), forked_python.for_ray()],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
@@ -47,22 +47,30 @@ def python(code, *, cwd, **environment):
     )
 
 
-@pytest.mark.parametrize("name", [" my_loss , neighbour ", "{folder}/my_loss.py"])
-def test_importing_verl_imports_what_the_environment_names(folder, name):
-    result = python(f"import verl; {LOOK}", cwd=folder, MASKGRPO_EXTENSIONS=name.format(folder=folder))
-    assert "loss_from_outside" in result.stdout, result.stderr
-
-
-def test_importing_verl_imports_entry_points(folder):
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A process that imports verl where the environment names a module and a file, and an installed package has an
+    entry point; it prints the losses that it then finds.
+    """
+    folder = tmp_path_factory.mktemp("imported")
+    for kind in ("module", "file", "entry_point"):
+        (folder / f"{kind}_loss.py").write_text(EXTENSION.replace("(NAME)", f"(NAME + '_{kind}')"))
+    (folder / "neighbour.py").write_text("NAME = 'loss_from'\n")
     info = folder / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[maskgrpo_plugin.extensions]\ntheirs = my_loss\n")
-    result = python(f"import verl; {LOOK}", cwd=folder)
-    assert "loss_from_outside" in result.stdout, result.stderr
+    (info / "entry_points.txt").write_text("[maskgrpo_plugin.extensions]\ntheirs = entry_point_loss\n")
+    names = f" module_loss , neighbour ,{folder}/file_loss.py"
+    return python(f"import verl; {LOOK}", cwd=folder, MASKGRPO_EXTENSIONS=names)
+
+
+@pytest.mark.parametrize("kind", ["module", "file", "entry_point"])
+def test_importing_verl_imports_what_the_environment_and_entry_points_name(imported, kind):
+    assert f"'loss_from_{kind}'" in imported.stdout, imported.stderr
 
 
 def test_one_that_fails_is_named_in_one_line_and_the_rest_is_there(folder):
+    (folder / "faulty_one.py").write_text("raise RuntimeError('first line\\nsecond line')\n")
     result = python(f"import verl; {LOOK}", cwd=folder, MASKGRPO_EXTENSIONS="my_loss.py,faulty_one")
     cause = "'faulty_one' cannot be imported: RuntimeError: first line"
     lines = [line for line in result.stderr.splitlines() if cause in line]
@@ -123,12 +131,14 @@ def test_a_file_is_imported_once_and_cannot_hide_another_module(folder, monkeypa
 def test_ray_workers_import_what_the_config_names(folder):
     """As verl starts Ray: the driver checks its config, then gives ray_init to ray.init; two actors look."""
     code = """
-        import verl, ray
+        import sys, verl, ray
         from omegaconf import OmegaConf
         from maskgrpo_plugin import extensions
         from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
-        config = OmegaConf.create({"extensions": ["my_loss.py"], "ray_kwargs": {"ray_init": {"runtime_env": {}}}})
+        runtime_env = {"py_executable": sys.argv[1]}
+        ray_init = {"runtime_env": runtime_env}
+        config = OmegaConf.create({"extensions": ["my_loss.py"], "ray_kwargs": {"ray_init": ray_init}})
         extensions.read_config(config)
         environment = OmegaConf.merge(get_ppo_ray_runtime_env(None), config.ray_kwargs.ray_init.runtime_env)
         ray.init("local", num_cpus=1, include_dashboard=False, runtime_env=OmegaConf.to_container(environment))

@@ -3,8 +3,8 @@
 import os
 import stat
 import subprocess
-import sys
 
+import forked_python
 import pytest
 
 from maskgrpo_plugin.errors import OptionError
@@ -104,8 +104,8 @@ model.MaskGRPOLM(sys.argv[1])
 def test_the_harness_merges_into_the_private_folder(tmp_path):
     checkpoint = tmp_path / "model"
     checkpoint.mkdir()
+    command = [*forked_python.command(), "-c", STUBS, str(checkpoint)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", STUBS, str(checkpoint)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     private = tmp_path / f"maskgrpo_{os.getuid()}"
     assert f"target={private}/maskgrpo_merged_" in run.stderr and stat.S_IMODE(private.stat().st_mode) == 0o700

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 import verl  # noqa: F401
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from verl.utils.config import omega_conf_to_dataclass
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+from ranks import compose_config as config
 
 from maskgrpo_plugin.config import EstimationConfig
 from maskgrpo_plugin.errors import OptionError
@@ -17,16 +19,6 @@ from maskgrpo_plugin.validation import preflight
 from maskgrpo_plugin.workers.checks import required_ray_cpus
 
 ROOT = Path(__file__).parents[1]
-
-
-def config(folder, *overrides, name="quickstart", folder_key="quickstart_dir"):
-    import verl.trainer
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        search = f"hydra.searchpath=[file://{Path(verl.trainer.__file__).parent / 'config'}]"
-        place = [f"{folder_key}={folder}"] if folder_key else []
-        return compose(name, overrides=[search, *place, *overrides])
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart_ar"])
@@ -137,7 +129,7 @@ def test_estimation_values_are_checked_where_they_are_built(key, value):
 
 @pytest.mark.slow
 def test_the_driver_stops_in_seconds_with_one_line(tiny_run):
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "quickstart"]
+    command = [*forked_python.command(), "-m", "verl.trainer.main_ppo", "--config-name", "quickstart"]
     result = subprocess.run(
         [*command, f"quickstart_dir={tiny_run}", "algorithm.estimation.gamma=1.5"],
         cwd=ROOT,

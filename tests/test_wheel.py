@@ -9,6 +9,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import forked_python
 import pytest
 
 from maskgrpo_plugin.version import __version__
@@ -22,8 +23,12 @@ COMPOSE = """
 import json, sys
 from importlib.resources import files
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 import verl
-names, methods = json.loads(sys.argv[1])
+names, methods, tests = json.loads(sys.argv[1])
+sys.path.append(tests)
+from yaml_files import parsed_once
+OmegaConf.load = parsed_once
 with initialize_config_module("verl.trainer.config", version_base=None):
     composed = {name: str(compose(name).trainer.project_name) for name in names if name != "cpu"}
     modes = {name: compose("llada_8b_gsm8k", [f"method={name}"]).algorithm.estimation.estimator for name in methods}
@@ -67,9 +72,10 @@ def run(unpacked, tmp_path):
     """A function that runs Python in an empty folder, with the unpacked wheel before all else that is installed."""
 
     def start(*arguments, cwd=tmp_path):
+        python = forked_python.command()
         environment = os.environ | {"PYTHONPATH": str(unpacked), "PYTHONWARNINGS": "ignore"}
         return subprocess.run(
-            [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+            [*python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
         )
 
     return start
@@ -95,7 +101,7 @@ def test_the_wheel_holds_the_package_and_the_configs_and_no_tests(wheel):
 
 
 def test_every_shipped_config_composes_from_the_wheel_in_an_empty_folder(run, unpacked):
-    result = run("-c", COMPOSE, json.dumps([SHIPPED, METHODS]))
+    result = run("-c", COMPOSE, json.dumps([SHIPPED, METHODS, str(ROOT / "tests")]))
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     assert all(Path(place).is_relative_to(unpacked) for place in found["places"]), found["places"]

@@ -3,10 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
+
 ROOT = Path(__file__).parents[2]
+NO_DASHBOARD = "+ray_kwargs.ray_init.include_dashboard=false"  # seven processes that nothing here looks at
 SMALL = [
     "data.train_batch_size=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -25,10 +27,11 @@ def train(folder, run, config, *overrides, timeout=600, clean=True, entry=("verl
     """
     run.mkdir(parents=True, exist_ok=True)
     log = run / "log.jsonl"
-    command = [sys.executable, "-m", *entry, config]
+    command = [*forked_python.command(), "-m", *entry, config]
+    workers = f"+ray_kwargs.ray_init.runtime_env.py_executable='{forked_python.for_ray()}'"
     environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(log), "HYDRA_FULL_ERROR": "1"}
     result = subprocess.run(
-        [*command, f"hydra.run.dir={run}/hydra", *overrides],
+        [*command, f"hydra.run.dir={run}/hydra", NO_DASHBOARD, workers, *overrides],
         cwd=ROOT,
         env=environment,
         capture_output=True,

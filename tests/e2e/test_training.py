@@ -1,6 +1,7 @@
 """Whole runs of verl's entry point on the CPU: training, resume after a stop, the autoregressive baseline."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
         f"quickstart_dir={tiny_run}",
         *SMALL,
         "trainer.save_freq=1",
+        "trainer.resume_mode=auto",
         "actor_rollout_ref.actor.optim.lr=1e-3",
         "algorithm.estimation.reference_sync_steps=2",
         f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
@@ -35,9 +37,15 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
     metrics = train(
         tiny_run, whole, "quickstart", *common, "trainer.total_training_steps=3", f"trainer.default_local_dir={whole}"
     )
-    resumed_options = [f"trainer.default_local_dir={stopped}", "trainer.resume_mode=auto"]
-    train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=2")
-    resumed = train(tiny_run, stopped, "quickstart", *common, *resumed_options, "trainer.total_training_steps=3")
+    stop_after_step_two(whole, stopped)
+    resumed = train(
+        tiny_run,
+        stopped,
+        "quickstart",
+        *common,
+        "trainer.total_training_steps=3",
+        f"trainer.default_local_dir={stopped}",
+    )
     assert sorted(resumed) == [3]
     assert resumed[3]["critic/score/mean"] == metrics[3]["critic/score/mean"]
     assert resumed[3]["actor/kl_loss"] == pytest.approx(metrics[3]["actor/kl_loss"], abs=1e-6)
@@ -64,6 +72,18 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
     assert first["actor/level_1/masked_share"] > 0.5
     assert {"rollout/tokens_per_s", "rollout/model_calls_per_token", "rollout/batch_fill"} <= set(first)
     check_what_the_run_left(stopped, resumed[3])
+
+
+def stop_after_step_two(run, stopped):
+    """Copy what a run of three steps had written when its second checkpoint was whole, as if it was killed then."""
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "global_step_3")
+    (stopped / "latest_checkpointed_iteration.txt").write_text("2")
+    (stopped / "rollouts" / "3.jsonl").unlink()
+    record = (stopped / "run.json").read_text()
+    (stopped / "run.json").write_text(record.replace(str(run), str(stopped)))
+    lines = (stopped / "log.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "log.jsonl").write_text("".join(lines[:2]))
 
 
 def check_what_the_run_left(folder, last):

@@ -3,10 +3,10 @@
 import json
 import re
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 
+import forked_python
 import pytest
 
 from maskgrpo_plugin.errors import OptionError
@@ -221,4 +221,4 @@ def test_a_row_that_cannot_be_asked_or_scored_is_named(tiny_run, tmp_path, colum
 
 def test_the_checks_of_rows_are_imported_without_verl_whose_import_needs_them():
     program = "import sys, maskgrpo_plugin.data.reward_checks; sys.exit('verl' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert subprocess.run([*forked_python.command(), "-c", program]).returncode == 0

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import forked_python
 import numpy as np
 import pytest
 from PIL import Image
@@ -408,6 +409,7 @@ def test_help_and_options_import_no_verl():
         "assert maskgrpo_plugin.generate.make_parser('x').format_help()\n"
         "sys.exit('verl' in sys.modules)"
     )
+    python = forked_python.command()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*python, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -449,7 +450,7 @@ def test_the_quickstarts_configs_fit_what_its_script_makes(make_model, tmp_path,
 
 @pytest.mark.slow
 def test_the_command_trains_and_says_in_one_line_what_cannot_work(tiny_run, common, tmp_path):
-    command = [sys.executable, "-m", "maskgrpo_plugin.sft", "--config-name", "sft_quickstart"]
+    command = [*forked_python.command(), "-m", "maskgrpo_plugin.sft", "--config-name", "sft_quickstart"]
     place = [f"quickstart_dir={tiny_run}", f"trainer.default_local_dir={tmp_path}", f"hydra.run.dir={tmp_path}/hydra"]
 
     def start(*overrides):

@@ -1,18 +1,25 @@
 """Runs the plugin's training worker on CPU ranks without Ray, and makes the batches that it takes."""
 
 import asyncio
+import functools
 import math
 import os
+import pickle
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from yaml_files import parsed_once
 
 ROOT = Path(__file__).parents[2]
+# imported once by the process that the ranks are forked from; each rank for itself would take longer than its steps
+PRELOADED = ["verl", "maskgrpo_plugin.workers.actor", "maskgrpo_plugin.workers.rollout.server", "maskgrpo_plugin.sft"]
 SGD = [
     "actor_rollout_ref.rollout.n=2",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -27,13 +34,22 @@ ONE_BY_ONE = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
 
 def compose_config(folder, *overrides, name="quickstart", folder_key="quickstart_dir"):
     """The whole config of a run, as verl's entry point composes it; `folder_key` is the key that gets the folder."""
+    return pickle.loads(composed(str(folder), overrides, name, folder_key))
+
+
+@functools.cache
+def composed(folder, overrides, name, folder_key):
+    """A config, pickled; many tests ask for the same."""
     import verl.trainer
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+    with (
+        initialize_config_dir(str(ROOT / "configs"), version_base=None),
+        mock.patch.object(OmegaConf, "load", parsed_once),
+    ):
         search = f"hydra.searchpath=[file://{Path(verl.trainer.__file__).parent / 'config'}]"
         place = [f"{folder_key}={folder}"] if folder_key else []
-        return compose(name, overrides=[search, *place, *overrides])
+        return pickle.dumps(compose(name, overrides=[search, *place, *overrides]))
 
 
 def make_batch(rows=8, *, seed=0, vocabulary=26, stop_id=2):
@@ -238,18 +254,28 @@ def lora_syncs(folder, overrides, batch, **job):
     return asyncio.run(steps())
 
 
+def forking():
+    """The multiprocessing context of new processes that have `PRELOADED` imported, and nothing else of this one."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def run_ranks(world, folder, overrides, batch, out, run=one_step, **job):
     """`run` on `world` new processes; their results in the order of the ranks. `job`: see `compose_config`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_rank_main, args=(world, port, str(folder), list(overrides), batch, str(out), run, job), nprocs=world)
+    arguments = (world, port, str(folder), list(overrides), batch, str(out), run, job, dict(os.environ))
+    mp.start_processes(_rank_main, args=arguments, nprocs=world, start_method=forking().get_start_method())
     return [torch.load(Path(out) / f"rank_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _rank_main(rank, world, port, folder, overrides, batch, out, run, job):
+def _rank_main(rank, world, port, folder, overrides, batch, out, run, job, environment):
+    os.environ.clear()  # what the first ranks of this session were started with
     os.environ.update(
-        {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment
+        | {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
     torch.set_num_threads(1)
     results = [run(folder, option, batch, **job) for option in overrides]

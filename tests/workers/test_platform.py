@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import psutil
 import pytest
 import ray
@@ -37,8 +37,11 @@ NAME = f"{STAND_IN}import verl; from verl.utils.device import get_device_name; p
 WORKER = f"""
 import json, sys
 import ray
-resources = json.loads(sys.argv[1])
-ray.init("local", num_cpus=1, num_gpus=1, resources=resources, include_dashboard=False, log_to_driver=False)
+resources, workers = json.loads(sys.argv[1]), {{"py_executable": sys.argv[2]}}
+ray.init(
+    "local", num_cpus=1, num_gpus=1, resources=resources, runtime_env=workers, include_dashboard=False,
+    log_to_driver=False,
+)
 @ray.remote(num_cpus=1)
 def name():
     exec({STAND_IN!r}, {{}})
@@ -66,11 +69,12 @@ def start(tmp_path):
     """Runs code with `devices` devices for the stand-in; returns the finished process."""
 
     def run(code, *arguments, devices=0, path=None, **environment):
+        python = forked_python.command()
         kept = {key: value for key, value in os.environ.items() if key not in ("VERL_PLATFORM", "RAY_ADDRESS")}
         kept |= {"PYTHONPATH": str(ROOT), "STAND_IN_DEVICES": str(devices), **environment}
         if path:
             kept["PATH"] = f"{path}:{kept['PATH']}"
-        command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+        command = [*python, "-W", "ignore", "-c", code, *arguments]
         return subprocess.run(command, env=kept, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     return run
@@ -103,7 +107,7 @@ def test_an_nvidia_smi_that_answers_is_no_device(start, tmp_path):
 )
 def test_a_ray_worker_that_sees_no_device(start, resources, expected):
     """Ray hides the devices of a machine from workers without a GPU, so that only the cluster's can tell."""
-    assert last_line(start(WORKER, json.dumps(resources))) == expected
+    assert last_line(start(WORKER, json.dumps(resources), forked_python.for_ray())) == expected
 
 
 def test_a_config_for_the_cpu_runs_there_on_a_machine_with_a_gpu(start, tiny_run):

@@ -1,10 +1,14 @@
 """Weights arrive in another process exactly, in buckets of shared memory, and leave nothing behind."""
 
 import asyncio
-import multiprocessing
 import os
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import ranks
 
 from maskgrpo_plugin.workers.rollout.weight_transfer import Bucket, read_bucket, send_weights
 
@@ -31,7 +35,7 @@ def receive(queue, answers):
 
 
 def test_tensors_cross_to_another_process():
-    context = multiprocessing.get_context("spawn")
+    context = ranks.forking()
     queue, answers = context.Queue(), context.Queue()
     process = context.Process(target=receive, args=(queue, answers))
     process.start()

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import pytest
 import torch
@@ -18,17 +19,23 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[3]
 HERE = str(Path(__file__).parent)
-BRIGHTNESS = {"factory": f"{FILE}:BrightnessScorer"}
+BRIGHTNESS = {"factory": f"{FILE}:BrightnessScorer", "max_wait_ms": 200}
+LENGTH = {"factory": f"{FILE}:AsyncScorer"}
 
 
 @pytest.fixture(scope="module")
 def session():
-    """A small Ray session."""
+    """A small Ray session, whose actors of the scorers `light` and `length` stay while it lasts: each takes 10 s of CPU
+    to start, and managers that ask for the same settings share them.
+    """
     import ray
 
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), HERE, os.environ.get("PYTHONPATH", "")])}
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    workers = {"env_vars": environment, "py_executable": forked_python.for_ray()}
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=workers)
+    actors = make_manager({"light": BRIGHTNESS, "length": LENGTH})
     yield ray
+    del actors
     ray.shutdown()
 
 
@@ -73,7 +80,7 @@ def run_all(manager, *batches):
 def test_the_reward_is_the_weighted_sum_and_every_part_is_a_float(session):
     scorers = {
         "light": {**BRIGHTNESS, "weight": 2.0},
-        "length": {"factory": f"{FILE}:AsyncScorer", "weight": -0.5},
+        "length": {**LENGTH, "weight": -0.5},
     }
     manager = make_manager(scorers)
     (result,) = run_all(manager, grey(51))
@@ -110,14 +117,15 @@ def test_replicas_share_the_work(session, tmp_path):
 
 
 def test_bad_scores_are_counted_and_cost_only_their_sample(session, caplog):
-    manager = make_manager({"light": {**BRIGHTNESS, "max_wait_ms": 200}, "again": BRIGHTNESS})
+    manager = make_manager({"light": BRIGHTNESS, "length": LENGTH})
     raised, nan, good = run_all(manager, grey(13), grey(14), grey(255))
     for bad in (raised, nan):
         assert bad["reward_score"] == 0.0 and bad["reward_extra_info"]["reward_failed"] == 1.0
         assert bad["reward_extra_info"]["light_failed"] == 1.0 and bad["reward_extra_info"]["light"] == 0.0
+        assert bad["reward_extra_info"]["length_failed"] == 0.0
         assert bad["reward_extra_info"].keys() == good["reward_extra_info"].keys()
         assert all(np.isfinite(value) for value in bad["reward_extra_info"].values())
-    assert good["reward_score"] == 2.0 and good["reward_extra_info"]["reward_failed"] == 0.0
+    assert good["reward_score"] == 1.0 + len("a grey square") and good["reward_extra_info"]["reward_failed"] == 0.0
     assert "unlucky" in caplog.text and "the score is nan" in caplog.text
 
 
@@ -154,7 +162,7 @@ def test_rows_that_ask_for_no_image_are_scored_as_texts(session, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "rewards" / "text")
     from test_scorers import CharacterTokenizer
 
-    manager = make_manager({"level": BRIGHTNESS}, tokenizer=CharacterTokenizer())
+    manager = make_manager({"light": BRIGHTNESS}, tokenizer=CharacterTokenizer())
     image, *texts = run_all(
         manager,
         grey(51),
@@ -164,7 +172,7 @@ def test_rows_that_ask_for_no_image_are_scored_as_texts(session, monkeypatch):
     )
     assert image["reward_score"] == pytest.approx(0.2)
     assert [text["reward_score"] for text in texts] == [1.0, 1.0, 0.0]
-    assert all("level" not in text["reward_extra_info"] for text in texts)
+    assert all("light" not in text["reward_extra_info"] for text in texts)
 
 
 def test_what_the_scorers_see_of_a_row():
