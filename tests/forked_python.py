@@ -60,6 +60,7 @@ def serve(address):
     """Import the libraries, then fork a process for each that asks; returns in each, the asker's socket."""
     import gc
     import importlib
+    import warnings
 
     end_with_parent()
     for name in LIBRARIES:
@@ -73,7 +74,10 @@ def serve(address):
         print("ready", flush=True)
         while True:
             asker, _ = listener.accept()
-            if os.fork() == 0:
+            with warnings.catch_warnings():  # of a thread of the allocator
+                warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+                is_child = os.fork() == 0
+            if is_child:
                 return asker
             asker.close()
 
