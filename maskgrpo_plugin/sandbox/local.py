@@ -208,7 +208,14 @@ def run_jail(job: Job, config: SandboxConfig, isolation: str) -> list[Any]:
             reason = complaints.read(2000).decode(errors="replace").strip() or f"exit code {process.returncode}"
             if not outcomes:
                 raise SandboxFailure(f"{isolation}: {reason}")
-            logger.warning("a sandbox broke off after %d of %d tests: %s", len(outcomes), len(job.tests), reason)
+            logger.warning(
+                "a sandbox broke off after %d of %d tests, its input read to %d of %d bytes: %s",
+                len(outcomes),
+                len(job.tests),
+                os.lseek(source.fileno(), 0, os.SEEK_CUR),
+                os.fstat(source.fileno()).st_size,
+                reason,
+            )
         return outcomes
 
 
