@@ -89,24 +89,22 @@ class BlockwiseSampler(Sampler):
 
     def noted(
         self,
-        record: TokenRecord | None,
+        record: TokenRecord,
         logits: Tensor,
         chosen: Tensor,
         revealed: Tensor,
         rows: Tensor,
         places: Tensor,
-    ) -> TokenRecord | None:
+    ) -> TokenRecord:
         """The record after a step.
 
         Args:
-            record: before it; None where none is kept.
+            record: before it.
             logits: (N, K, V) that tokens were drawn from.
             chosen, revealed: (N, K) the tokens, and bool, those that the step revealed.
             rows: (N,) places of the rows in the record.
             places: (N, K) places of the tokens in their responses.
         """
-        if record is None:
-            return None
         at = revealed.nonzero(as_tuple=True)
         drawn = TokenRecord.of_draws(
             logits[at], chosen[at], temperature=self.temperature, top_k=self.top_k, top_p=self.top_p

@@ -1,6 +1,5 @@
 """What a sampler notes of each token as it reveals it: its probability where it was drawn, and among which tokens."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +53,9 @@ class TokenRecord:
             allowed = ids.masked_fill(behind, NOTHING)
         return cls(log_prob.float(), entropy.float(), allowed.int())
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "TokenRecord":
-        """The same change to each part, such as a choice of rows."""
-        return TokenRecord(*map(change, self.parts()))
+    def of_rows(self, rows: int | list[int]) -> "TokenRecord":
+        """That of some rows, or of one."""
+        return TokenRecord(*(part[rows] for part in self.parts()))
 
     def followed_by(self, other: "TokenRecord") -> "TokenRecord":
         """The rows of both."""

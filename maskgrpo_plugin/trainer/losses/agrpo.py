@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 
-from maskgrpo_plugin.trainer.losses.base import clipped_losses, ratio_metrics
+from maskgrpo_plugin.trainer.losses.base import clipped_losses, k3, ratio_metrics
 
 
 @register_policy_loss("agrpo")
@@ -42,8 +42,7 @@ def agrpo_loss(
     metrics = ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)
     reference = getattr(config, "ref_log_prob", None)
     if reference is not None:
-        difference = (reference - log_prob).masked_fill(~response_mask.bool(), 0.0)
-        kl = log_ratio.exp() * (difference.exp() - difference - 1)
+        kl = log_ratio.exp() * k3((log_prob - reference).masked_fill(~response_mask.bool(), 0.0))
         losses = losses + config.kl_loss_coef * kl
         summed = agg_loss(kl.detach(), response_mask, "seq-mean-token-sum", **config.global_batch_info)
         metrics["actor/kl_loss"] = summed.item()

@@ -41,6 +41,11 @@ def clipped_losses(
     return torch.maximum(unclipped, clipped), log_ratio, (clipped > unclipped).detach()
 
 
+def k3(log_ratio: torch.Tensor) -> torch.Tensor:
+    """The k3 estimate of KL(π‖q) per token of π, from log π/q."""
+    return torch.exp(-log_ratio) + log_ratio - 1
+
+
 def ratio_metrics(
     log_prob: torch.Tensor, log_ratio: torch.Tensor, clipped: torch.Tensor, mask: torch.Tensor
 ) -> dict[str, float]:

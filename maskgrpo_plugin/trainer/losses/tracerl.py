@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 
-from maskgrpo_plugin.trainer.losses.base import clipped_losses, ratio_metrics
+from maskgrpo_plugin.trainer.losses.base import clipped_losses, k3, ratio_metrics
 
 MAX_LOG_RATIO_OF_BLOCKS = 10.0
 
@@ -44,7 +44,7 @@ def tracerl_loss(
     if rollout_is_weights is not None:
         losses = losses * rollout_is_weights
     policy = agg_loss(losses, response_mask, "seq-mean-token-mean", **config.global_batch_info)
-    kl = agg_loss(_k3(log_ratio), response_mask, "seq-mean-token-sum", **config.global_batch_info)
+    kl = agg_loss(k3(log_ratio), response_mask, "seq-mean-token-sum", **config.global_batch_info)
     metrics = ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)
     return policy + config.kl_loss_coef * kl, metrics | {"actor/kl_to_old": kl.detach().item()}
 
@@ -71,12 +71,7 @@ def tracerl_block_loss(
         losses = losses * rollout_is_weights
     policy, kl = (
         agg_loss(part, response_mask, "seq-mean-token-sum-norm", **config.global_batch_info)
-        for part in (losses, _k3(log_ratio))
+        for part in (losses, k3(log_ratio))
     )
     metrics = ratio_metrics(log_prob.detach(), log_ratio.detach(), was_clipped, response_mask)
     return policy + config.kl_loss_coef * kl, metrics | {"actor/kl_to_old": kl.detach().item()}
-
-
-def _k3(log_ratio: torch.Tensor) -> torch.Tensor:
-    """The k3 estimate of the divergence from the old policy, per token."""
-    return torch.exp(-log_ratio) + log_ratio - 1

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -346,7 +345,7 @@ class DiffusionServer(RolloutServer):
         fields = [{"reveal_step": reveal, "model_calls": n} for reveal, n in zip(reveals, calls, strict=True)]
         if output.record is not None:
             for row, field in enumerate(fields):
-                field |= output.record.map(itemgetter(row)).fields()
+                field |= output.record.of_rows(row).fields()
         if is_image and self.image_decoder is not None:
             images = self._decode_images(self.image_decoder, batch.requests, responses)
             for field, image in zip(fields, images, strict=True):

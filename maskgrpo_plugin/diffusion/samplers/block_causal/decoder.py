@@ -1,7 +1,6 @@
 """A running batch of block-causal decoding: rows step through their own blocks, and join and leave between steps."""
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -260,7 +259,7 @@ class BlockCausalDecoder:
             columns = max([0, *(row.end for row in self.rows)]) + self.block_length
             self.tokens, self.reveal_step = self.tokens[stay, :columns], self.reveal_step[stay, :columns]
             if self.record is not None:
-                self.record = self.record.map(itemgetter(stay))
+                self.record = self.record.of_rows(stay)
             self.active = [stay.index(n) for n in self.active]
         return left
 
@@ -268,7 +267,7 @@ class BlockCausalDecoder:
         row = self.rows[place]
         response = self.sampler.filled(self.tokens[place, row.prompt : row.end], self.mask_token_id)
         reveal_step = self.reveal_step[place, row.prompt : row.end].clone()
-        record = None if self.record is None else self.record.map(itemgetter(place))
+        record = None if self.record is None else self.record.of_rows(place)
         return DecodedRow(row.number, response, reveal_step, row.steps, record)
 
     def output(self) -> SamplerOutput:

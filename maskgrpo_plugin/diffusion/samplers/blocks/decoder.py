@@ -1,7 +1,6 @@
 """A running batch of block-wise decoding: rows join and leave it between blocks."""
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -163,8 +162,9 @@ class BlockDecoder:
                 revealed = revealed | rule.reveal(scores, columns - state.low, valid)
                 counts = revealed.sum(-1).tolist()
             self._write(state, columns, chosen, revealed, step)
-            in_response = columns - (self.tokens.shape[1] - self.response_length)
-            self.record = sampler.noted(self.record, logits, chosen, revealed, state.index, in_response)
+            if self.record is not None:
+                in_response = columns - (self.tokens.shape[1] - self.response_length)
+                self.record = sampler.noted(self.record, logits, chosen, revealed, state.index, in_response)
             state.left = [left - count for left, count in zip(state.left, counts, strict=True)]
             if self.on_step is not None:
                 sure = torch.zeros(state.tokens.shape, device=columns.device)
@@ -183,7 +183,7 @@ class BlockDecoder:
             return []
         responses = self.sampler.filled(self.tokens[places, -self.response_length :], self.mask_token_id)
         reveal_step = self.reveal_step[places, -self.response_length :]
-        records = [None if self.record is None else self.record.map(itemgetter(n)) for n in places]
+        records = [None if self.record is None else self.record.of_rows(n) for n in places]
         left = [
             DecodedRow(self.rows[n].number, response, steps, self.rows[n].calls, record)
             for n, response, steps, record in zip(places, responses, reveal_step, records, strict=True)
@@ -192,7 +192,7 @@ class BlockDecoder:
         self.rows = [self.rows[n] for n in stay]
         self.tokens, self.reveal_step = self.tokens[stay], self.reveal_step[stay]
         if self.record is not None:
-            self.record = self.record.map(itemgetter(stay))
+            self.record = self.record.of_rows(stay)
         if self.attention_mask is not None:
             self.attention_mask = self.attention_mask[stay]
             self._trim()
