@@ -32,6 +32,23 @@ def left_padded(rows):
     return batch, mask
 
 
+def rows_of(output, mask, block_length):
+    """A sampler's output after left-padded prompts with this attention mask, as estimators are given it."""
+    attended = torch.cat([mask, torch.ones(len(mask), RESPONSE, dtype=torch.int64)], 1).bool()
+    response = torch.zeros_like(attended)
+    response[:, -RESPONSE:] = True
+    return Rows(
+        tokens=output.sequences,
+        response=response,
+        prompt=attended & ~response,
+        attended=attended,
+        keys=torch.arange(len(mask)),
+        mask_token_id=MASK,
+        reveal_step=output.reveal_step,
+        block_length=block_length,
+    )
+
+
 def seeded(count):
     return [torch.Generator().manual_seed(100 + n) for n in range(count)]
 
@@ -147,19 +164,7 @@ def test_the_trajectory_estimator_gives_the_log_probabilities_that_the_sampler_d
         model, batch, mask, mask_token_id=MASK, generator=seeded(len(rows)), on_step=on_step
     )
     assert told == list(range(len(told)))
-    attended = torch.cat([mask, torch.ones(len(rows), RESPONSE, dtype=torch.int64)], 1).bool()
-    response = torch.zeros_like(attended)
-    response[:, -RESPONSE:] = True
-    given = Rows(
-        tokens=output.sequences,
-        response=response,
-        prompt=attended & ~response,
-        attended=attended,
-        keys=torch.arange(len(rows)),
-        mask_token_id=MASK,
-        reveal_step=output.reveal_step,
-        block_length=model.block_length,
-    )
+    given = rows_of(output, mask, model.block_length)
     estimator = build_estimator("trajectory", shrink=1)
     passes = estimator.passes(given, seed=0, step=0, update=0)
     assert len(passes) == (3 if family == "fast_dllm_v2" else 2)  # its blocks have a first token of their own
@@ -167,13 +172,13 @@ def test_the_trajectory_estimator_gives_the_log_probabilities_that_the_sampler_d
     for each in passes:
         with torch.no_grad():
             logits = model(
-                each.noisy, attention_mask=attended, clean_ids=output.sequences, logits_positions=each.scored
+                each.noisy, attention_mask=given.attended, clean_ids=output.sequences, logits_positions=each.scored
             ).logits
         logits[:, MASK] = float("-inf")  # which the sampler never emits
         values = logits.log_softmax(-1).gather(-1, output.sequences[each.scored].unsqueeze(-1)).squeeze(-1)
-        log_probs.append(torch.zeros(response.shape).masked_scatter(each.scored, values))
+        log_probs.append(torch.zeros(each.scored.shape).masked_scatter(each.scored, values))
     found = estimator.fold(passes, log_probs)
-    torch.testing.assert_close(found[response], drawn.log()[response], atol=2e-5, rtol=0)
+    torch.testing.assert_close(found[given.response], drawn.log()[given.response], atol=2e-5, rtol=0)
 
 
 def test_blocks_of_one_token_give_left_to_right_likelihoods_in_one_pass():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from family_models import MASK, VOCABULARY, make_model
-from test_block_causal import RESPONSE, left_padded, prompts, seeded
+from test_block_causal import RESPONSE, left_padded, prompts, rows_of, seeded
 
-from maskgrpo_plugin.diffusion.estimators import Rows, build_estimator
+from maskgrpo_plugin.diffusion.estimators import build_estimator
 from maskgrpo_plugin.diffusion.likelihood import SamplingDistribution
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.diffusion.samplers.choice import truncate
@@ -38,27 +38,16 @@ def sample(models, kind, draws, **changes):
     sampler = build_sampler(name, **{"temperature": 1.0, "record": True} | options | DRAWS[draws] | changes)
     batch, mask = left_padded(prompts())
     output = sampler.generate(models[family], batch, mask, mask_token_id=MASK, generator=seeded(len(batch)))
-    return sampler, output, torch.cat([mask, torch.ones(len(batch), RESPONSE, dtype=torch.int64)], 1).bool()
+    return sampler, output, mask
 
 
 @pytest.mark.parametrize("draws", DRAWS)
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_the_record_is_what_the_model_says_at_each_step(models, kind, draws):
     """Every step is scored by its pass, as in training: log-probability and entropy are the record's."""
-    sampler, output, attended = sample(models, kind, draws)
+    sampler, output, mask = sample(models, kind, draws)
     model, record = models[SAMPLERS[kind][0]], output.record
-    response = torch.zeros_like(attended)
-    response[:, -RESPONSE:] = True
-    rows = Rows(
-        tokens=output.sequences,
-        response=response,
-        prompt=attended & ~response,
-        attended=attended,
-        keys=torch.arange(len(response)),
-        mask_token_id=MASK,
-        reveal_step=output.reveal_step,
-        block_length=model.block_length,
-    )
+    rows = rows_of(output, mask, model.block_length)
     in_response = lambda x: x[:, -RESPONSE:]  # noqa: E731
     found = {"log_prob": torch.zeros(record.log_prob.shape), "entropy": torch.zeros(record.log_prob.shape)}
     blind = rows.tokens.masked_fill(rows.prompt, MASK)
@@ -71,7 +60,7 @@ def test_the_record_is_what_the_model_says_at_each_step(models, kind, draws):
         if sampler.cfg_scale > 0:
             noisy = torch.cat([noisy, noisy.masked_fill(rows.prompt, MASK)])
             scored, clean = torch.cat([scored, scored]), torch.cat([clean, blind])
-        twice = {"attention_mask": attended.repeat(len(noisy) // len(attended), 1)}
+        twice = {"attention_mask": rows.attended.repeat(len(noisy) // len(mask), 1)}
         if model.block_length is not None:
             twice["clean_ids"] = clean
         with torch.no_grad():
