@@ -200,7 +200,8 @@ def test_dllms_block_sampler_token_for_token(golden_path, family, name, settings
     length = settings["max_new_tokens"]
     steps = settings.get("steps_per_block") or -(-settings["steps"] // -(-length // block))
     width = golden[name].shape[1]
-    assert width == length - (-max(settings["prompt_lengths"]) // block) * block
+    if whole:  # the run of one row ended before its last block
+        assert width == length - (-max(settings["prompt_lengths"]) // block) * block
 
     def sampler_of(blocks_from, response, cache):
         return build_sampler(
