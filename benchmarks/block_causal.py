@@ -5,6 +5,7 @@
   python benchmarks/block_causal.py --size 1.7b --batch 64           # on a GPU
   python benchmarks/block_causal.py --train                          # forward and backward: two copies against one
   python benchmarks/block_causal.py --train --size 1.7b --attention flex_attention   # on a GPU; compare with sdpa
+  python benchmarks/block_causal.py --masks --batch 4 --canvas 2784 --block 4   # of two copies, by count
 
 Random weights, prompts of a quarter of the canvas with lengths that differ, temperature 0. Tokens are compared; the
 cache's memory is printed.
@@ -16,8 +17,11 @@ from typing import Any
 import torch
 from common import add_device_options, device_of, side_by_side, write_table
 
+from maskgrpo_plugin.diffusion.packing import Packing
 from maskgrpo_plugin.diffusion.samplers import build_sampler
 from maskgrpo_plugin.models.sdar import SDARConfig, SDARForCausalLM
+from maskgrpo_plugin.models.tiles import TILE
+from maskgrpo_plugin.models.two_copies import TwoCopies
 
 SIZES = {  # width, layers, heads, key and value heads, feed-forward width
     "256x4": (256, 4, 4, 2, 1024),
@@ -118,6 +122,23 @@ def measure_training(options: argparse.Namespace) -> list[str]:
     ]
 
 
+def count_masks(options: argparse.Namespace) -> list[str]:
+    """One line of the table of `--masks`: what a pass of two copies holds as a mask, and how much of it is computed."""
+    copies = TwoCopies.of(Packing.from_lengths([options.canvas] * options.batch, "cpu"), options.block)
+    tiles = copies.layout(None, tiled=True).tiles
+    assert tiles is not None
+    parts = [part for part in (*tiles.as_tuple(), *copies.spans()) if isinstance(part, torch.Tensor)]
+    whole = options.batch * (2 * options.canvas) ** 2
+    computed = (tiles.kv_num_blocks.sum() + tiles.full_kv_num_blocks.sum()).item() * TILE**2
+    return [
+        f"{options.batch} × {options.canvas:,}",
+        f"{options.block}",
+        f"{whole / 2**20:.0f}",
+        f"{sum(part.numel() * part.element_size() for part in parts) / 2**20:.1f}",
+        f"{computed / whole:.0%}",
+    ]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,7 +152,12 @@ def main() -> None:
     add_device_options(parser)
     parser.set_defaults(repeats=1)
     parser.add_argument("--train", action="store_true", help="compare training passes in place of rollouts")
+    parser.add_argument("--masks", action="store_true", help="count the masks of training passes, and run nothing")
     options = parser.parse_args()
+    if options.masks:
+        heads = ["rows × tokens", "block", "SDPA's mask MiB", "tiles and spans MiB", "computed"]
+        write_table(heads, [count_masks(options)])
+        return
     if options.train:
         heads = ["size", "tokens", "block", "one copy s", "two copies s", "slower", "one MiB", "two MiB"]
         write_table(heads, [measure_training(options)])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train the worked-sums model of approximate.py from random weights, on longer and longer problems, and evaluate it.
-#   bash benchmarks/chain.sh
+#   bash benchmarks/chain.sh [hydra overrides …]
 # Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,12 +8,13 @@ python=${PYTHON:-python3} run=${RUN_DIR:-runs/chain}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
 "$python" benchmarks/make_chain_model.py --output-dir "$run"
 run=$(cd "$run" && pwd)
+overrides=("$@")
 
 # stage, the model it starts from, steps, longest row, and how the learning rate ends
 train() {
   VERL_FILE_LOGGER_PATH=$run/stage_$1.jsonl "$python" -m maskgrpo_plugin.sft --config-dir benchmarks \
     --config-name sft_chain chain_dir="$run" stage="$1" model.path="$2" trainer.export_dir="$run/model_$1" \
-    trainer.total_training_steps="$3" data.max_length="$4" optim.lr_scheduler_type="$5"
+    trainer.total_training_steps="$3" data.max_length="$4" optim.lr_scheduler_type="$5" "${overrides[@]}"
 }
 train 1 "$run/initial" 1500 35 constant
 train 2 "$run/model_1" 1800 58 constant

@@ -132,7 +132,7 @@ def test_plain_and_our_updates_have_one_loss_and_gradient(mixed):
 
 def block_options(**given):
     sizes = {"size": "small", "vocabulary": 60, "canvas": 24, "block": 4, "steps": 2, "batch": 3}
-    return options(**sizes, **given)
+    return options(**(sizes | given))
 
 
 def test_the_block_causal_benchmark_compares_equal_tokens(monkeypatch):
@@ -142,6 +142,8 @@ def test_the_block_causal_benchmark_compares_equal_tokens(monkeypatch):
     assert line[:4] == ["small", "24", "3", "4/2"] and line[-1] == "1.0000"
     assert float(line[-2]) == round(2 * 2 * 2 * 8 * 3 * (24 + 1) * 4 / 2**20, 1)
     assert benchmark.measure_training(block_options())[:3] == ["small", "3 × 24", "4"]
+    counted = benchmark.count_masks(block_options(canvas=64, block=64, batch=128))
+    assert counted[:3] == ["128 × 64", "64", "2"] and counted[-1] == "100%"  # both copies of a row are one tile
 
 
 class Uneven(torch.nn.Module):
