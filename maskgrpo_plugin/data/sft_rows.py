@@ -17,6 +17,7 @@ TRUNCATIONS = ("error", "right", "skip")
 BAD_ROWS = ("error", "skip")
 MESSAGES, CAPTION, CODES = "messages", "caption", "image_codes"
 SHOWN = 5  # left-out rows that are named
+HELD_TOKENS = 2**20  # of a file; some tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Reader(Protocol):
 
 class Examples(Sequence[Any]):
     """The examples of a file, each made of its row when it is asked for: tokens as Python numbers take ten times the
-    memory of the rows.
+    memory of the rows. The first `HELD_TOKENS` are kept, so that those of a small file are made once.
 
     Args:
         rows: of the file.
@@ -203,13 +204,21 @@ class Examples(Sequence[Any]):
         self, rows: Sequence[Mapping[str, Any]], reader: Reader, places: Sequence[tuple[int, int]], max_length: int
     ):
         self.rows, self.reader, self.places, self.max_length = rows, reader, places, max_length
+        self._held: dict[int, Any] = {}
+        self._room = HELD_TOKENS
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, number: Any) -> Any:
+        if number in self._held:
+            return self._held[number]
         row, turn = self.places[number]
-        return self.reader.read(self.rows[row])[turn].cut(self.max_length)
+        example = self.reader.read(self.rows[row])[turn].cut(self.max_length)
+        if len(example) <= self._room:
+            self._held[number] = example
+            self._room -= len(example)
+        return example
 
 
 def read_examples(
