@@ -19,5 +19,6 @@ train() {
 train 1 "$run/initial" 1500 35 constant
 train 2 "$run/model_1" 1800 58 constant
 train 3 "$run/model_2" 2700 111 cosine
-"$python" -m maskgrpo_plugin.evaluate --model "$run/model_3" --data "$run/validation.parquet" --lengths 64 --steps 64 \
+train 4 "$run/model_3" 2000 111 cosine
+"$python" -m maskgrpo_plugin.evaluate --model "$run/model_4" --data "$run/validation.parquet" --lengths 64 --steps 64 \
   --block-length 16 --output-dir "$run/evaluation"

@@ -41,7 +41,7 @@ HELD_OUT_SHARE = 5  # one problem in so many is for validation
 PIECES = r" ?[A-Za-z]+|####|[\s\S]"
 
 # the training begins with short chains: problems of so many steps, each stage's
-STAGES = (range(1, 2), range(1, 3), STEPS)
+STAGES = (range(1, 2), range(1, 3), STEPS, STEPS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def make(output_dir: Path, *, seed: int, train_rows: int, rows: int) -> None:
     `sft/validation_N.parquet` of each stage, and `validation.parquet` for evaluation.
     """
     tokenizer = make_chain_tokenizer()
-    make_diffusion_model(tokenizer, Recipe(seed=seed)).save_pretrained(output_dir / "initial")
+    recipe = Recipe(seed=seed, d_model=128, mlp_hidden_size=384)
+    make_diffusion_model(tokenizer, recipe).save_pretrained(output_dir / "initial")
     tokenizer.save_pretrained(output_dir / "initial")
     for number, steps in enumerate(STAGES, start=1):
         for split, count in (("train", train_rows), ("validation", 256)):

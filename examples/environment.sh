@@ -10,7 +10,10 @@ case $found in
 esac
 if [ "$python" != "$venv/bin/python" ]; then "$python" -m venv "$venv"; fi
 python=$venv/bin/python
-if ! "$python" -c "import maskgrpo_plugin, verl ${modules:-}" 2>/dev/null; then
+# looked up and not imported, which takes ten seconds
+installed='import sys; from importlib import metadata, util
+metadata.version("maskgrpo_plugin"); sys.exit(any(util.find_spec(name) is None for name in sys.argv[1:]))'
+if ! "$python" -c "$installed" verl ${modules:-} 2>/dev/null; then
   # the tested torch where there is no GPU; which one a GPU needs, its driver decides
   torch=
   if ! command -v nvidia-smi >/dev/null; then torch=torch==2.13.0; fi

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=${RUN_DIR:-runs/digits} config=${CONFIG:-digits} sampler=${SAMPLER:-emerge} seed=${SEED:-0} extras="[digits]"
-modules=", sklearn"
+modules=sklearn
 source examples/environment.sh
 case $config in
   digits) model=model name=$sampler ;;
@@ -22,7 +22,7 @@ if [ "$config" = digits ]; then
   "$python" examples/digits/measure.py "$run"
   options+=(actor_rollout_ref.rollout.sampler.name="$sampler")
 fi
-"$python" -m maskgrpo_plugin train "$config" trainer.default_local_dir="$run/$name" \
+"$python" -m maskgrpo_cli train "$config" trainer.default_local_dir="$run/$name" \
   "${options[@]}" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$name" \
   --metric val-core/ --metric critic/score/mean --metric reward/digits --metric actor/kl_loss

@@ -11,7 +11,7 @@ source examples/environment.sh
 # one thread: more make so small a model slower
 OMP_NUM_THREADS=1 VERL_FILE_LOGGER_PATH=$run/sft.jsonl "$python" -m maskgrpo_plugin.sft --config-name sft_quickstart \
   quickstart_dir="$run" quickstart_seed="$seed"
-VERL_FILE_LOGGER_PATH=$run/rl.jsonl "$python" -m maskgrpo_plugin train quickstart \
+VERL_FILE_LOGGER_PATH=$run/rl.jsonl "$python" -m maskgrpo_cli train quickstart \
   quickstart_dir="$run" quickstart_seed="$seed" trainer.val_before_train=false trainer.test_freq=-1 "$@"
 for stage in initial model checkpoints; do
   "$python" -m maskgrpo_plugin.evaluate --model "$run/$stage" --data "$run/data/validation.parquet" --lengths 8 \

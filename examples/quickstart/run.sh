@@ -14,5 +14,5 @@ model=model$kind sft=sft_quickstart$kind
 # one thread: more make so small a model slower
 [ -f "$run/$model/config.json" ] || OMP_NUM_THREADS=1 VERL_FILE_LOGGER_PATH=$run/$sft.jsonl "$python" -m maskgrpo_plugin.sft \
   --config-name "$sft" quickstart_dir="$run" quickstart_seed="$seed"
-"$python" -m maskgrpo_plugin train "$config" quickstart_dir="$run" quickstart_seed="$seed" "$@"
+"$python" -m maskgrpo_cli train "$config" quickstart_dir="$run" quickstart_seed="$seed" "$@"
 "$python" -m maskgrpo_plugin.learning_curve "$VERL_FILE_LOGGER_PATH" --output "$run/$config"

@@ -6,6 +6,8 @@ import os
 import torch
 from ranks import compose_config, full_weights, run_ranks
 
+WHOLE_ANSWERS = ["denoising.block_length=null", "denoising.block_weights=row"]  # LLaDA's objective
+
 
 def plain_descent(rate):
     """Settings under which a step is the rate times the gradient."""

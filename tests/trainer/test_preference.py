@@ -64,6 +64,7 @@ def common(tiny_run, tmp_path_factory):
         "trainer.target_val_loss=null",
         "trainer.test_freq=-1",
         "trainer.val_before_train=true",
+        *sft_runs.WHOLE_ANSWERS,
         *sft_runs.plain_descent(RATE),
     ]
 
