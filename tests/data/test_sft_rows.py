@@ -166,3 +166,26 @@ def test_a_conversation_about_an_image_is_laid_out_as_in_a_rollout(images):
 def test_codes_that_are_no_image_are_refused(images, codes, problem):
     with pytest.raises(ValueError, match=problem):
         reader(images.tokenizer, family=images).read({"caption": "3", "image_codes": codes})
+
+
+def test_examples_are_made_once_as_far_as_there_is_room_for_their_tokens(tokenizer, monkeypatch):
+    """Room for two rows of seven tokens: the third is made anew each time, and all stay what they are."""
+    monkeypatch.setattr("maskgrpo_plugin.data.sft_rows.HELD_TOKENS", 14)
+
+    class Counting:
+        def __init__(self):
+            self.inner, self.read_rows = reader(tokenizer), []
+
+        def read(self, row):
+            self.read_rows.append(row)
+            return self.inner.read(row)
+
+    rows = [{"messages": [TALK[0], {"role": "assistant", "content": str(n)}]} for n in range(3)]
+    counting = Counting()
+    examples = read_examples(rows, counting, key="data.train_files", name="rows", max_length=7)
+    counting.read_rows.clear()
+    for _ in range(3):
+        assert texts(tokenizer, [examples[n] for n in range(3)]) == [
+            ("<|bos|>1+1=", f"{n}<|endoftext|>") for n in range(3)
+        ]
+    assert counting.read_rows == [rows[0], rows[1], rows[2], rows[2], rows[2]]
