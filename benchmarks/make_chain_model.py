@@ -2,7 +2,7 @@
 
   bash benchmarks/chain.sh
 
-makes them, trains the model by `python -m maskgrpo_plugin.sft` in three stages, and evaluates it.
+makes them, trains the model by `python -m maskgrpo_plugin.sft` in four stages, and evaluates it.
 
 A problem has two to five steps, one sentence each. The response works them out line by line in one of two phrasings,
 and gives the result after `####`:
