@@ -109,7 +109,7 @@ def run_facts(config: DictConfig) -> dict[str, Any]:
     `train_rows`, `validation_rows` and `steps` are None where the data cannot be counted without reading it.
     """
     data, trainer, settings = config.data, config.trainer, config.actor_rollout_ref
-    rows = count_rows(data.train_files)
+    rows = count_rows(data.train_files, data.get("train_max_samples", -1))
     steps = trainer.total_training_steps
     if steps is None and rows is not None:
         steps = rows // data.train_batch_size * trainer.total_epochs
@@ -119,7 +119,7 @@ def run_facts(config: DictConfig) -> dict[str, Any]:
         "model": str(settings.model.path),
         "model_type": str(settings.model.get("model_type", "language_model")),
         "train_rows": rows,
-        "validation_rows": count_rows(data.val_files),
+        "validation_rows": count_rows(data.val_files, data.get("val_max_samples", -1)),
         "prompts": data.train_batch_size,
         "completions": settings.rollout.n,
         "steps": steps,
@@ -129,12 +129,17 @@ def run_facts(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def count_rows(files: Any) -> int | None:
-    """Rows of parquet files by what they say of themselves; None where one is of another kind, or cannot be read."""
+def count_rows(files: Any, most: int = -1) -> int | None:
+    """Rows of parquet files by what they say of themselves, of which `most` are used, or all where it is less than 0;
+    None where one is of another kind, or cannot be read.
+    """
     import pyarrow.parquet as pq
 
     paths = [files] if isinstance(files, str) else list(files or [])
     try:
-        return sum(pq.read_metadata(Path(path).expanduser()).num_rows for path in paths) if paths else None
+        total = sum(pq.read_metadata(Path(path).expanduser()).num_rows for path in paths)
     except (OSError, ValueError):
         return None
+    if not paths:
+        return None
+    return total if most < 0 else min(total, most)

@@ -43,7 +43,7 @@ def test_a_watched_run_tells_what_it_is_and_writes_its_metrics(config, watched, 
     facts = json.loads(watched.read_text())
     assert facts["name"] == "quickstart" and facts["model"] == f"{tiny_run}/model"
     assert (facts["train_rows"], facts["validation_rows"], facts["prompts"], facts["completions"]) == (64, 16, 16, 8)
-    assert facts["steps"] == 64 and facts["folder"] == f"{tmp_path}/run"
+    assert facts["steps"] == 16 and facts["folder"] == f"{tmp_path}/run"
     assert facts["metrics"] == f"{tmp_path}/run/metrics.jsonl" and facts["metrics_before"] is None
     assert facts["added"] == ["trainer.logger=[console,file]"] and list(config.trainer.logger) == ["console", "file"]
     handed_on = OmegaConf.select(config, VARIABLES)
@@ -75,6 +75,9 @@ def test_the_metrics_are_where_the_environment_says(config, watched, monkeypatch
 def test_the_steps_follow_from_rows_and_epochs_where_no_number_is_set(config, tmp_path):
     config.trainer.total_training_steps = None
     assert run_facts.run_facts(config)["steps"] == 64 // 16 * 100
+    config.data.train_max_samples, config.data.val_max_samples = 32, 5
+    facts = run_facts.run_facts(config)
+    assert (facts["train_rows"], facts["validation_rows"], facts["steps"]) == (32, 5, 32 // 16 * 100)
     config.data.train_files = str(tmp_path / "hub_name")
     assert run_facts.run_facts(config)["steps"] is None
 
