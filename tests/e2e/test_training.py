@@ -30,6 +30,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path):
         "trainer.save_freq=1",
         "trainer.resume_mode=auto",
         "actor_rollout_ref.actor.optim.lr=1e-3",
+        "algorithm.estimation.mu=2",
         "algorithm.estimation.reference_sync_steps=2",
         f"reward.custom_reward_function.path={ROOT}/tests/e2e/varied_reward.py",
     ]

@@ -162,7 +162,7 @@ def test_an_unforeseen_error_names_the_section(bases, monkeypatch):
 
     monkeypatch.setattr(validation, "CHECKS", (validation.Check("trainer.save_freq", fails),))
     error = bases.refused()
-    assert (error.key, error.value) == ("trainer.save_freq", 64)
+    assert (error.key, error.value) == ("trainer.save_freq", 16)
     assert "AttributeError: 'int' object has no attribute 'get'" in str(error) and len(str(error).splitlines()) == 1
 
 

@@ -54,6 +54,7 @@ VARIANTS = {
     "checkpointing": ["actor_rollout_ref.model.enable_gradient_checkpointing=true"],
     "lora": ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora_alpha=8"],
 }
+VARIANTS = {name: ["algorithm.estimation.mu=2", *changes] for name, changes in VARIANTS.items()}
 
 
 @pytest.fixture(scope="module")
