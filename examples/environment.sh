@@ -1,5 +1,5 @@
 # Sourced by the examples' run scripts: makes the virtual environment and sets python, run and the environment.
-# Needs run (folder of the run) and extras (such as "[digits]", may be empty); reads PYTHON and VENV.
+# Needs run (folder of the run); reads extras (such as "[digits]"), modules (that must be there beside verl), PYTHON, VENV.
 venv=${VENV:-.venv}
 python=$venv/bin/python
 if [ ! -x "$python" ]; then python=${PYTHON:-python3}; fi

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskgrpo_cli.metrics import stamp
 from maskgrpo_cli.signals import FACTS_VARIABLE, PHASE_MARK, WARNING_MARK
+from maskgrpo_plugin.data.row_files import FILE_KEYS, rows_used
 from maskgrpo_plugin.files import written_whole
 from maskgrpo_plugin.run_files import METRICS_VARIABLE, ROOT_VARIABLE, file_logger_path
 
@@ -109,7 +110,7 @@ def run_facts(config: DictConfig) -> dict[str, Any]:
     `train_rows`, `validation_rows` and `steps` are None where the data cannot be counted without reading it.
     """
     data, trainer, settings = config.data, config.trainer, config.actor_rollout_ref
-    rows = count_rows(data.train_files, data.get("train_max_samples", -1))
+    rows, judged = (_rows_of(config, key) for key in FILE_KEYS)
     steps = trainer.total_training_steps
     if steps is None and rows is not None:
         steps = rows // data.train_batch_size * trainer.total_epochs
@@ -119,7 +120,7 @@ def run_facts(config: DictConfig) -> dict[str, Any]:
         "model": str(settings.model.path),
         "model_type": str(settings.model.get("model_type", "language_model")),
         "train_rows": rows,
-        "validation_rows": count_rows(data.val_files, data.get("val_max_samples", -1)),
+        "validation_rows": judged,
         "prompts": data.train_batch_size,
         "completions": settings.rollout.n,
         "steps": steps,
@@ -129,17 +130,17 @@ def run_facts(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def count_rows(files: Any, most: int = -1) -> int | None:
-    """Rows of parquet files by what they say of themselves, of which `most` are used, or all where it is less than 0;
-    None where one is of another kind, or cannot be read.
-    """
+def _rows_of(config: DictConfig, key: str) -> int | None:
+    total = count_rows(config.data[key])
+    return None if total is None else rows_used(config, key, total)
+
+
+def count_rows(files: Any) -> int | None:
+    """Rows of parquet files by what they say of themselves; None where one is of another kind, or cannot be read."""
     import pyarrow.parquet as pq
 
     paths = [files] if isinstance(files, str) else list(files or [])
     try:
-        total = sum(pq.read_metadata(Path(path).expanduser()).num_rows for path in paths)
+        return sum(pq.read_metadata(Path(path).expanduser()).num_rows for path in paths) if paths else None
     except (OSError, ValueError):
         return None
-    if not paths:
-        return None
-    return total if most < 0 else min(total, most)

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from maskgrpo_plugin.data.row_files import FILE_KEYS, SUFFIXES, DataFile, data_files, file_names, is_remote
+from maskgrpo_plugin.data.row_files import FILE_KEYS, SUFFIXES, DataFile, data_files, file_names, is_remote, rows_used
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.tables import COUNT, COUNT_OR_NULL, Range, check_choices, check_ranges
 
@@ -85,8 +85,7 @@ def check_row_count(config: DictConfig, left_out: Mapping[str, int]) -> None:
             continue
         full = f"data.{key}"
         total = sum(file.content.total for file in data_files(config) if file.key == full)
-        most = config.data.get("train_max_samples" if key == "train_files" else "val_max_samples", -1)
-        kept = (total if most < 0 else min(most, total)) - left_out.get(full, 0)
+        kept = rows_used(config, key, total) - left_out.get(full, 0)
         batch = config.data.train_batch_size
         if key == "train_files" and kept < batch:
             why = f" ({left_out[full]} are left out as too long)" if left_out.get(full) else ""

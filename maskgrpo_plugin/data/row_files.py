@@ -55,6 +55,12 @@ class DataFile(NamedTuple):
         return zip(self.content.numbers, self.content.rows, strict=True)
 
 
+def rows_used(config: DictConfig, key: str, total: int) -> int:
+    """How many of the `total` rows of `data.<key>` a run takes: `train_max_samples` or `val_max_samples` of them."""
+    most = config.data.get("train_max_samples" if key == "train_files" else "val_max_samples", -1)
+    return total if most < 0 else min(total, most)
+
+
 def file_names(config: DictConfig, key: str) -> list[str]:
     """The files that `data.<key>` names."""
     value = config.data[key]

@@ -191,7 +191,7 @@ class Reader(Protocol):
 
 class Examples(Sequence[Any]):
     """The examples of a file, each made of its row when it is asked for: tokens as Python numbers take ten times the
-    memory of the rows. The first `HELD_TOKENS` are kept, so that those of a small file are made once.
+    memory of the rows. Those that are asked for first, of `HELD_TOKENS` tokens in all, are kept.
 
     Args:
         rows: of the file.
