@@ -23,9 +23,10 @@ SEARCHED = "sums"  # the task whose learning rates all tasks take
 RATES = (3e-5, 1e-4, 3e-4)  # learning rates of the search
 OF_IMAGES = ("maskgrpo_digits", "maskgrpo_image")
 OF_BLOCKS = ("tracerl_block",)  # for block-causal models
+NOT_TRUNCATED = "gamma=1e-6"  # γ is above 0
 VARIANTS = {  # of a method, and what they change
-    "maskgrpo_random": ("maskgrpo", ["remasking=random", "gamma=0.0"]),
-    "maskgrpo_ar": ("maskgrpo", ["gamma=0.0"]),
+    "maskgrpo_random": ("maskgrpo", ["remasking=random", NOT_TRUNCATED]),
+    "maskgrpo_ar": ("maskgrpo", [NOT_TRUNCATED]),
 }
 ABLATION = {  # rows of the paper's ablation: our cell, the paper's GSM8K accuracy in per cent
     "diffu-GRPO": ("diffu_grpo", 79.8),

@@ -119,6 +119,13 @@ def step(run, harness, folder, rewards, monkeypatch):
     return answers
 
 
+@pytest.mark.parametrize(("method", "remasking"), [("maskgrpo_random", "random"), ("maskgrpo_ar", "ar_like")])
+def test_steps_of_the_ablation_are_maskgrpo_without_truncation(train, cells, folder, method, remasking):
+    estimator = make_run(train, cells, folder, method).estimator
+    assert estimator.remasking == remasking
+    assert estimator.levels == pytest.approx([*(j / 12 for j in range(1, 12)), 0.999], abs=1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_two_steps_of_a_method_cost_its_passes_and_learn_only_from_advantages(
     harness, train, cells, folder, monkeypatch, method
