@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the worked-sums model of approximate.py from random weights, on longer and longer problems, and evaluate it.
+# Train the worked-sums model from random weights, on longer and longer problems, and evaluate it.
 #   bash benchmarks/chain.sh [hydra overrides …]
 # Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written).
 set -euo pipefail
@@ -20,5 +20,5 @@ train 1 "$run/initial" 1500 35 constant
 train 2 "$run/model_1" 1800 58 constant
 train 3 "$run/model_2" 2700 111 cosine
 train 4 "$run/model_3" 2000 111 cosine
-"$python" -m maskgrpo_plugin.evaluate --model "$run/model_4" --data "$run/validation.parquet" --lengths 64 --steps 64 \
+"$python" -m maskgrpo_plugin.evaluate --model "$run/model_4" --data "$run/data/validation.parquet" --lengths 64 --steps 64 \
   --block-length 16 --output-dir "$run/evaluation"

@@ -1,8 +1,9 @@
-"""Make what the worked-sums model of `approximate.py` is trained from: a small LLaDA with random weights, and problems.
+"""Make what the worked-sums model is trained from: a small LLaDA with random weights, and problems.
 
   bash benchmarks/chain.sh
 
-makes them, trains the model by `python -m maskgrpo_plugin.sft` in four stages, and evaluates it.
+makes them, trains the model by `python -m maskgrpo_plugin.sft` in four stages, and evaluates it. `approximate.py` and
+the comparison of examples/methods (its task `worked`) take the model.
 
 A problem has two to five steps, one sentence each. The response works them out line by line in one of two phrasings,
 and gives the result after `####`:
@@ -90,16 +91,16 @@ def chats(count: int, steps: range, *, held_out: bool, seed: int) -> list[Row]:
     return [{"messages": question_and_answer(each.question, each.chain)} for each in islice(problems, count)]
 
 
-def validation_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of held-out problems in verl's format, scored as GSM8K's."""
-    problems = draw_problems(random.Random(f"validation/{seed}"), STEPS, held_out=True)
+def reward_rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows in verl's format, scored as GSM8K's; those of `validation` are of held-out problems."""
+    problems = draw_problems(random.Random(f"{split}/{seed}"), STEPS, held_out=split == "validation")
     return [
         verl_row(
             data_source="chain",
             task="gsm8k",
             content=problem.question,
             ground_truth=str(problem.answer),
-            split="validation",
+            split=split,
             index=index,
         )
         for index, problem in zip(range(count), problems, strict=False)
@@ -108,7 +109,7 @@ def validation_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def make(output_dir: Path, *, seed: int, train_rows: int, rows: int) -> None:
     """Write the folder `initial`, which AutoModelForCausalLM loads, `sft/train_N.parquet` and the files
-    `sft/validation_N.parquet` of each stage, and `validation.parquet` for evaluation.
+    `sft/validation_N.parquet` of each stage, and `data/train.parquet` and `data/validation.parquet` for rewards.
     """
     tokenizer = make_chain_tokenizer()
     recipe = Recipe(seed=seed, d_model=128, mlp_hidden_size=384)
@@ -118,7 +119,8 @@ def make(output_dir: Path, *, seed: int, train_rows: int, rows: int) -> None:
         for split, count in (("train", train_rows), ("validation", 256)):
             found = chats(count, steps, held_out=split == "validation", seed=seed)
             write_parquet(found, output_dir / "sft" / f"{split}_{number}.parquet")
-    write_parquet(validation_rows(rows), output_dir / "validation.parquet")
+    for split, count in (("train", recipe.rl_rows), ("validation", rows)):
+        write_parquet(reward_rows(split, count), output_dir / "data" / f"{split}.parquet")
 
 
 def main(arguments: list[str] | None = None) -> int:

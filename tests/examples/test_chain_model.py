@@ -4,11 +4,13 @@ import importlib.util
 import random
 import re
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from example_modules import load_example
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -79,12 +81,23 @@ def test_texts_are_tokens(tokenizer, problems):
 
 
 def test_validation_problems_are_never_trained_on(chain):
-    held_out = {row["prompt"][0]["content"] for row in chain.validation_rows(100)}
+    held_out = {row["prompt"][0]["content"] for row in chain.reward_rows("validation", 100)}
     assert len(held_out) == 100
     draws = chain.draw_problems(random.Random(0), chain.STEPS, held_out=False)
     other = chain.draw_problems(random.Random(0), chain.STEPS, held_out=True)
     assert not held_out & {next(draws).question for _ in range(1000)}
+    assert not held_out & {row["prompt"][0]["content"] for row in chain.reward_rows("train", 500)}
     assert not {next(draws).question for _ in range(500)} & {next(other).question for _ in range(500)}
+
+
+def test_problems_fit_the_task_of_the_comparison(chain, tokenizer):
+    lengths = dict(override.split("=") for override in load_example("cells", "methods").TASKS["worked"])
+    for problem in islice(chain.draw_problems(random.Random(0), chain.STEPS, held_out=False), 500):
+        chat = [{"role": "user", "content": problem.question}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        prompt, answer = (len(tokenizer.encode(part, add_special_tokens=False)) for part in (text, problem.chain))
+        assert prompt <= int(lengths["data.max_prompt_length"])
+        assert 24 < answer < int(lengths["data.max_response_length"])
 
 
 def test_every_stage_can_be_trained_as_the_script_says(chain, tmp_path):
@@ -123,7 +136,7 @@ def test_the_folder_loads_and_its_rows_score(chain, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "initial")
     assert type(model).__name__ == "LLaDAModelLM"
     assert model.config.mask_token_id == tokenizer.mask_token_id
-    rows = pq.read_table(tmp_path / "validation.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "data" / "validation.parquet").to_pylist()
     assert len(rows) == 5 and rows[0]["extra_info"]["task"] == "gsm8k"
     text = tokenizer.apply_chat_template(rows[0]["prompt"], tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
