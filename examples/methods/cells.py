@@ -26,6 +26,7 @@ TASKS = {  # overrides of the config; one token per step, as in the quickstart
 }
 SEARCHED = "sums"  # the task whose learning rates all tasks take
 RATES = (3e-5, 1e-4, 3e-4)  # learning rates of the search
+BEYOND = {3e-5: 1e-5, 3e-4: 1e-3}  # what is tried too where the best of them is at an end
 OF_IMAGES = ("maskgrpo_digits", "maskgrpo_image")
 OF_BLOCKS = ("tracerl_block",)  # for block-causal models
 NOT_TRUNCATED = "gamma=1e-6"  # γ is above 0
@@ -114,13 +115,35 @@ def searched_rates(found: dict[Cell, list[dict]], steps: int) -> dict[str, float
         found: see `read_lines`.
         steps: of a cell of the search.
     """
-    ends = {(c.method, c.rate): rows[-1] for c, rows in found.items() if c.search and c.task == SEARCHED}
-    done = {key: row["accuracy"] for key, row in ends.items() if row["step"] >= steps}
-    return {
-        method: max(RATES, key=lambda rate: (done[method, rate], -rate))
-        for method in {method for method, _ in done}
-        if all((method, rate) in done for rate in RATES)
-    }
+    rates = {}
+    for method in {cell.method for cell in found}:
+        done = search_of(found, method, steps)
+        if set(rates_of_search(done)) <= set(done):
+            rates[method] = best(done)
+    return rates
+
+
+def search_of(found: dict[Cell, list[dict]], method: str, steps: int) -> dict[float, float]:
+    """The accuracies of a method's search by their learning rates, of the cells that came to the last step."""
+    cells = {c: rows[-1] for c, rows in found.items() if c.search and (c.task, c.method) == (SEARCHED, method)}
+    return {cell.rate: row["accuracy"] for cell, row in cells.items() if row["step"] >= steps}
+
+
+def best(done: dict[float, float]) -> float:
+    """The learning rate of the highest accuracy, the lower one of two that are equal."""
+    return max(done, key=lambda rate: (done[rate], -rate))
+
+
+def rates_of_search(done: dict[float, float]) -> list[float]:
+    """The learning rates to be tried: `RATES`, and one beyond them once the best of these is at an end.
+
+    Args:
+        done: see `search_of`.
+    """
+    if not set(RATES) <= set(done):
+        return list(RATES)
+    beyond = BEYOND.get(best({rate: done[rate] for rate in RATES}))
+    return [*RATES, *([] if beyond is None else [beyond])]
 
 
 def is_done(found: dict[Cell, list[dict]], cell: Cell, steps: int) -> bool:
@@ -133,9 +156,18 @@ def missing(found: dict[Cell, list[dict]], cells: Iterable[Cell], steps: int) ->
     return [cell for cell in cells if not is_done(found, cell, steps)]
 
 
-def search_cells(names: Sequence[str], seed: int) -> list[Cell]:
-    """The cells of the search, all methods at one rate before the next rate."""
-    return [Cell(SEARCHED, name, seed, rate, search=True) for rate in RATES for name in names]
+def search_cells(found: dict[Cell, list[dict]], names: Sequence[str], seed: int, steps: int) -> list[Cell]:
+    """The cells of the search as far as they are known, all methods at one rate before the next rate.
+
+    Args:
+        found: see `read_lines`.
+        names: of methods.
+        seed: of the search.
+        steps: of a cell of the search.
+    """
+    rates = {name: rates_of_search(search_of(found, name, steps)) for name in names}
+    order = [*RATES, *BEYOND.values()]
+    return [Cell(SEARCHED, name, seed, rate, search=True) for rate in order for name in names if rate in rates[name]]
 
 
 def end_with(error: OptionError) -> int:

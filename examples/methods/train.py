@@ -67,14 +67,24 @@ def train_cells(options: Any) -> int:
     """See `main`."""
     end = time.monotonic() + 60 * options.minutes
     steps = options.search_steps if options.search else options.steps
-    for cell in missing(read_lines(options.output), asked_cells(options), steps):
-        if time.monotonic() >= end or not train_cell(cell, options, steps, end):
+    while cells := missing_cells(options, steps):
+        if time.monotonic() >= end or not train_cell(cells[0], options, steps, end):
             break
     return 0
 
 
-def asked_cells(options: Any) -> list[Cell]:
+def missing_cells(options: Any, steps: int) -> list[Cell]:
+    """The cells that are asked for and not done; of a search, those that are known by now."""
+    found = read_lines(options.output)
+    return missing(found, asked_cells(options, found), steps)
+
+
+def asked_cells(options: Any, found: dict[Cell, list[dict]]) -> list[Cell]:
     """The cells of the command line, done or not.
+
+    Args:
+        options: the command's.
+        found: the lines of its output, see `read_lines`.
 
     Raises:
         OptionError: a method that has no learning rate.
@@ -83,8 +93,8 @@ def asked_cells(options: Any) -> list[Cell]:
     for name in names:
         overrides(name)
     if options.search:
-        return search_cells(names, SEARCH_SEED)
-    rates = searched_rates(read_lines(options.output), options.search_steps)
+        return search_cells(found, names, SEARCH_SEED, options.search_steps)
+    rates = searched_rates(found, options.search_steps)
     if options.lr is None and (unknown := [name for name in names if name not in rates]):
         raise OptionError("--lr", None, f"no search of {', '.join(unknown)} in --output; run --search, or give a rate")
     return [

@@ -186,6 +186,25 @@ def test_done_cells_are_left_out_and_rates_come_from_the_search(train, cells, fo
     assert len(output.read_text().splitlines()) == 5
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "beyond", "chosen"),
+    [((0.5, 0.75, 0.75), None, 1e-4), ((0.5, 0.6, 0.75), 1e-3, 3e-4), ((0.75, 0.75, 0.5), 1e-5, 3e-5)],
+)
+def test_the_search_goes_one_rate_beyond_an_end(cells, accuracies, beyond, chosen):
+    def found(pairs):
+        row = {"step": 16}
+        return {cells.Cell("sums", "wd1", 100, r, search=True): [row | {"accuracy": a}] for r, a in pairs}
+
+    first = list(zip(cells.RATES, accuracies, strict=True))
+    asked = [cell.rate for cell in cells.search_cells(found(first), ["wd1"], 100, 16)]
+    assert asked == [*cells.RATES, *([beyond] if beyond else [])]
+    assert cells.searched_rates(found(first), 16) == ({} if beyond else {"wd1": chosen})
+    if beyond:
+        assert cells.searched_rates(found([*first, (beyond, 0.7)]), 16) == {"wd1": chosen}
+        assert cells.searched_rates(found([*first, (beyond, 0.8)]), 16) == {"wd1": beyond}
+    assert cells.searched_rates(found(first), 17) == {}
+
+
 def test_the_tables_say_which_cells_are_done(cells, tmp_path, capsys):
     def line(method, seed, step, accuracy):
         cost = {"rollouts": 128 * step, "sampling": 1024 * step, "new": 1536 * step, "old": 0, "reference": 0}
