@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from cells import ABLATION, Cell, end_with, is_done, methods, read_lines
+from cells import ABLATION, BEYOND, RATES, Cell, best, end_with, is_done, methods, read_lines, search_of
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.statistics import wilson_interval
@@ -28,17 +28,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", type=Path, help="what train.py wrote")
     parser.add_argument("--steps", type=int, default=32, help="of a cell")
+    parser.add_argument("--search-steps", type=int, default=16, help="of a cell of the search")
     parser.add_argument("--seeds", type=int, default=3, help="that a row should have")
     parser.add_argument("--figure", type=Path, help="file of the figure; default: none")
     options = parser.parse_args(arguments)
     try:
-        found = {cell: rows for cell, rows in read_lines(options.lines).items() if not cell.search}
+        everything = read_lines(options.lines)
     except OptionError as error:
         return end_with(error)
+    found = {cell: rows for cell, rows in everything.items() if not cell.search}
     tasks = sorted({cell.task for cell in found})
     for task in tasks:
         done = {c: rows for c, rows in found.items() if c.task == task and is_done(found, c, options.steps)}
         sys.stdout.write(f"### {task}\n\n{method_table(done, options.seeds)}\n{ablation_table(done, options.seeds)}\n")
+    if len(found) < len(everything):
+        sys.stdout.write(f"### learning rates\n\n{search_table(everything, options.search_steps)}\n")
     if options.figure and tasks:
         draw(found, tasks, options.figure)
     return 0
@@ -63,6 +67,19 @@ def ablation_table(done: Cells, seeds: int) -> str:
         runs = [rows for cell, rows in done.items() if cell.method == method]
         table.append([row, *(accuracies(runs, seeds) if runs else [f"0 of {seeds}", *[""] * 4]), f"{published}"])
     return markdown(["ablation", *HEADER[2:], "paper, GSM8K"], table)
+
+
+def search_table(found: Cells, steps: int) -> str:
+    """A row per method: its accuracy at the end of the search at each learning rate, the best one in bold."""
+    rates = sorted({*RATES, *BEYOND.values()})
+    table = []
+    for method in sorted({cell.method for cell in found if cell.search}):
+        done = search_of(found, method, steps)
+        values = {rate: f"{accuracy:.3f}" for rate, accuracy in done.items()}
+        if done:
+            values[best(done)] = f"**{values[best(done)]}**"
+        table.append([method, *(values.get(rate, "") for rate in rates)])
+    return markdown(["method", *(f"{rate:g}" for rate in rates)], table)
 
 
 def accuracies(runs: Sequence[list[dict]], seeds: int) -> list[str]:

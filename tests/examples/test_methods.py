@@ -60,7 +60,8 @@ def nothing_is_left():
     """A run in this process chooses its platform in the environment, and opens its process group."""
     with patch.dict(os.environ):
         yield
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,8 @@ def test_the_tables_say_which_cells_are_done(cells, tmp_path, capsys):
 
     runs = [("wd1", 0, 0.75), ("wd1", 1, 0.8125), ("spg", 0, 0.5)]
     lines = [line(m, s, step, a) for m, s, end in runs for step, a in ((0, 0.5), (32, end))]
-    (tmp_path / "cells.jsonl").write_text("\n".join([*lines, line("espo", 0, 0, 0.5)]))
+    searched = [line("wd1", 100, 16, 0.625).replace('"search": false', '"search": true')]
+    (tmp_path / "cells.jsonl").write_text("\n".join([*lines, line("espo", 0, 0, 0.5), *searched]))
     figure = tmp_path / "figure.png"
     assert load_example("table", "methods").main([str(tmp_path / "cells.jsonl"), "--figure", str(figure)]) == 0
     rows = capsys.readouterr().out.splitlines()
@@ -221,6 +223,11 @@ def test_the_tables_say_which_cells_are_done(cells, tmp_path, capsys):
     assert rows[5].startswith("| spg | 0.0001 | 1 of 3 | 0.500 | 0.500 |")
     assert any(row.startswith("| espo |  | 0 of 3 |") for row in rows)
     assert any(row.startswith("| + truncation | 0 of 3 |") and row.endswith("| 84.7 |") for row in rows)
+    assert rows[-4:-1] == [
+        "| method | 1e-05 | 3e-05 | 0.0001 | 0.0003 | 0.001 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| wd1 |  |  | **0.625** |  |  |",
+    ]
     assert figure.stat().st_size > 1000
 
 
