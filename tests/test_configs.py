@@ -86,6 +86,18 @@ def test_the_sampler_of_a_run_counts_blocks_as_training_does(tiny_run, small_blo
         preflight(config)
 
 
+def test_sampled_positions_of_a_block_causal_model_are_a_block_s_at_most(tiny_run, small_block_model):
+    overrides = [f"actor_rollout_ref.model.path={small_block_model}", *small(tiny_run, "model")[1:], "method=justgrpo"]
+    options = "actor_rollout_ref.rollout.sampler.options"
+    overrides += ["actor_rollout_ref.rollout.sampler.name=block_causal", f"{options}.block_length=null"]
+    overrides += [f"{options}.steps=null", f"+{options}.ordering=sequential"]
+    config = ranks.compose_config("", *overrides, name="quickstart_block", folder_key=None)
+    with pytest.raises(OptionError, match=r"estimation\.options\.sampled=8 .* at most 4, a block"):
+        preflight(config)
+    overrides += ["algorithm.estimation.options.sampled=4"]
+    assert preflight(ranks.compose_config("", *overrides, name="quickstart_block", folder_key=None))
+
+
 @pytest.mark.parametrize("task", ["gsm8k", "math", "countdown", "sudoku", "code"])
 def test_the_text_configs_hold_the_published_hyper_parameters(task):
     config = ranks.compose_config("", name=f"llada_8b_{task}", folder_key=None)

@@ -206,6 +206,47 @@ def test_blocks_of_one_token_give_left_to_right_likelihoods_in_one_pass():
     assert only.scored.equal(rows.response) and only.noisy[rows.response].eq(MASK).all()
 
 
+@pytest.mark.parametrize("sampled", [1, 2, 3])
+def test_positions_of_every_block_lie_in_one_pass(sampled):
+    """Against the canvas cut off behind each token's block: its mean over u is the sum from left to right, and with as
+    many passes as a block has tokens so is every single estimate.
+    """
+    model = make_model("sdar", block_size=3)
+    prompt, response = torch.tensor([9, 4, 11, 6]), torch.tensor([4, 9, 17, 5, 8])  # blocks of two and three tokens
+    tokens = torch.cat([prompt, response])
+    expected = []
+    for n in range(len(prompt), len(tokens)):
+        canvas = torch.cat([tokens[:n], torch.full((3 - n % 3,), MASK)])
+        with torch.no_grad():
+            expected.append(float(model(canvas[None]).logits[0, n].log_softmax(-1)[tokens[n]]))
+    draws = 600 if sampled < 3 else 5
+    places = torch.arange(len(tokens))
+    rows = Rows(
+        tokens=tokens.expand(draws, -1),
+        response=(places >= len(prompt)).expand(draws, -1),
+        prompt=(places < len(prompt)).expand(draws, -1),
+        attended=torch.ones(draws, len(tokens), dtype=torch.bool),
+        keys=torch.arange(draws),
+        mask_token_id=MASK,
+        block_length=3,
+    )
+    passes = build_estimator("positions", sampled=sampled, canvas="full").passes(rows, seed=0, step=0, update=0)
+    assert len(passes) == sampled
+    sums = []
+    for each in passes:
+        assert (each.scored.sum(-1) == 2).all()  # one of each block
+        with torch.no_grad():
+            logits = model(each.noisy, clean_ids=rows.tokens, logits_positions=each.scored).logits
+        values = logits.log_softmax(-1).gather(-1, rows.tokens[each.scored].unsqueeze(-1)).view(draws, 2)
+        sums.append((values * each.weight[each.scored].view(draws, 2)).sum(-1))
+    estimate = torch.stack(sums).mean(0)
+    if sampled == 3:
+        weights = sum(each.weight for each in passes)[:, len(prompt) :] / 3
+        assert (weights[:, 2:] == 1).all() and weights[:, :2].sum(-1).eq(2).all()
+    error = 5 * float(estimate.std()) / draws**0.5 + 1e-4
+    assert float(estimate.mean()) == pytest.approx(sum(expected), abs=error)
+
+
 def test_the_likelihood_of_a_block_is_the_mean_over_orders_of_its_tokens():
     """Enumerated: block by block behind the clean ones, each token scored before those that come later in the order."""
     from itertools import permutations

@@ -82,6 +82,20 @@ class Pass:
     loss_weight: Tensor | None = None
 
 
+def by_block(values: Tensor, padding: Any, *, rows: Rows, block_length: int) -> Tensor:
+    """Values (B, L) of tokens as (B · blocks, block_length), by their positions; `padding` where a block is short."""
+    blocks = int(rows.positions.max()) // block_length + 1
+    row = torch.arange(len(values), device=values.device).unsqueeze(-1).expand_as(values)
+    table = torch.full((len(values), blocks * block_length), padding, dtype=values.dtype, device=values.device)
+    table[row[rows.attended], rows.positions[rows.attended]] = values[rows.attended]
+    return table.view(-1, block_length)
+
+
+def by_token(table: Tensor, rows: Rows) -> Tensor:
+    """`by_block` back: (B, L), the value of each token; at padding that of some token."""
+    return table.reshape(len(rows.tokens), -1).gather(1, rows.positions)
+
+
 def make_pass(noisy: Tensor, scored: Tensor, weight: float = 1.0) -> Pass:
     """A pass in which every scored token has the same factor."""
     return Pass(noisy, scored, scored.double() * weight)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, register_estimator
+from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, by_block, by_token, register_estimator
 from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise
 from maskgrpo_plugin.errors import check_number
 
@@ -22,12 +22,17 @@ class Positions(Estimator):
     rows is unbiased, whatever `sampled` is, and memory is that of one pass. The positions are systematic: with one
     u ~ U(0, 1) per completion and update, pass k of K has position ⌊(k + u)·n/K⌋; K = n is all of them, once each.
 
+    On a block-causal model, which sees the clean blocks before each one, the positions are those of every block: one
+    pass holds a position of each, with the weight of its block's length n. One pass is an unbiased estimate, and as
+    many as a block has tokens are all of them.
+
     With the answer [5, 6, 7, 8], the mask token 9 and K = 2: [9, 9, 9, 9] or [5, 9, 9, 9], then [5, 6, 9, 9] or
     [5, 6, 7, 9].
 
     Attributes:
         mu, canvas: see `Estimator`; published `full`, so that the tail is learned.
-        sampled: K, 1 or more; published: the length of the response.
+        sampled: K, 1 or more; published: the length of the response. Of a block-causal model the length of a block is
+            enough.
     """
 
     separable: ClassVar[bool] = False
@@ -48,8 +53,7 @@ class Positions(Estimator):
     def passes(self, rows: Rows, *, seed: int, step: int, update: int) -> list[Pass]:
         """See `Estimator.passes`."""
         maskable, clean = self.maskable(rows), self.clean(rows)
-        length = maskable.sum(-1, keepdim=True)
-        rank = maskable.long().cumsum(-1) - 1
+        rank, length = _ranks(rows, maskable)
         start = uniform_noise(combine_seed(seed, step, update), rows.keys, 1)
         found = []
         for number in range(self.sampled):
@@ -62,3 +66,15 @@ class Positions(Estimator):
     def counted(self, rows: Rows, passes: Sequence[Pass]) -> Tensor:
         """The maskable tokens, of whose sum each pass is an estimate."""
         return self.maskable(rows)
+
+
+def _ranks(rows: Rows, maskable: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L) int64, the number of each maskable token (B, L) among those of its row, or of its block where there are
+    blocks, and how many these are.
+    """
+    if rows.block_length is None:
+        rank = maskable.long().cumsum(-1) - 1
+        return rank, maskable.sum(-1, keepdim=True).expand_as(rank)
+    table = by_block(maskable, False, rows=rows, block_length=rows.block_length)
+    rank = table.long().cumsum(-1) - 1
+    return by_token(rank, rows), by_token(table.sum(-1, keepdim=True).expand_as(rank), rows)

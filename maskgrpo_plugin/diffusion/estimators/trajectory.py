@@ -1,13 +1,20 @@
 """Estimators along the sampler's own trajectory: each token is scored once, in the state of its slice of steps."""
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, make_pass, register_estimator
+from maskgrpo_plugin.diffusion.estimators.base import (
+    Estimator,
+    Pass,
+    Rows,
+    by_block,
+    by_token,
+    make_pass,
+    register_estimator,
+)
 from maskgrpo_plugin.diffusion.random import combine_seed
 from maskgrpo_plugin.diffusion.remasking import mask_prompt
 from maskgrpo_plugin.errors import OptionError, check_number
@@ -99,11 +106,11 @@ class Trajectory(Estimator):
         length = rows.block_length
         if length is None:
             return slices(reveal_step, maskable)
-        by_block = partial(_by_block, positions=rows.positions, attended=rows.attended, block_length=length)
-        steps, inside = by_block(reveal_step.long(), padding=-1), by_block(maskable, padding=False)
+        steps = by_block(reveal_step.long(), -1, rows=rows, block_length=length)
+        inside = by_block(maskable, False, rows=rows, block_length=length)
         first = steps.masked_fill(~inside | (steps < 0), torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
         found = slices(torch.where(steps < 0, steps, steps - first), inside)
-        return torch.where(maskable, found.view(len(maskable), -1).gather(1, rows.positions), -1)
+        return torch.where(maskable, by_token(found, rows), -1)
 
     def _kept(self, rows: Rows) -> Tensor:
         """(B, L) bool, response tokens that may be scored: from the first end token on, `end_tokens` of them."""
@@ -112,15 +119,6 @@ class Trajectory(Estimator):
         stops = torch.isin(rows.tokens, torch.tensor(list(rows.stop_token_ids), device=rows.tokens.device))
         after = ((stops & rows.response).long().cumsum(-1) > 0) & rows.response
         return rows.response & (after.long().cumsum(-1) <= self.end_tokens)
-
-
-def _by_block(values: Tensor, padding: Any, *, positions: Tensor, attended: Tensor, block_length: int) -> Tensor:
-    """Values (B, L) of tokens as (B · blocks, block_length), by their positions; `padding` where a block is short."""
-    blocks = int(positions.max()) // block_length + 1
-    row = torch.arange(len(values), device=values.device).unsqueeze(-1).expand_as(values)
-    table = torch.full((len(values), blocks * block_length), padding, dtype=values.dtype, device=values.device)
-    table[row[attended], positions[attended]] = values[attended]
-    return table.view(-1, block_length)
 
 
 def merge_steps(reveal_step: Tensor, maskable: Tensor, shrink: int) -> Tensor:

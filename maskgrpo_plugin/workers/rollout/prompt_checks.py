@@ -88,7 +88,11 @@ def _check_attention(config: DictConfig, block_length: int | None) -> None:
     if block_length is not None and given not in (None, block_length):
         allowed = f"training counts blocks of {block_length}, the checkpoint's; another length is set in {OVERRIDE}"
         raise OptionError(f"{SAMPLER}.options.block_length", given, allowed)
-    guidance = (config.algorithm.get("estimation") or {}).get("cfg_scale", 0)
+    estimation = config.algorithm.get("estimation") or {}
+    guidance, sampled = estimation.get("cfg_scale", 0), (estimation.get("options") or {}).get("sampled")
+    if block_length is not None and estimation.get("estimator") == "positions" and (sampled or 0) > block_length:
+        allowed = f"at most {block_length}, a block of this checkpoint: a pass holds a position of every block"
+        raise OptionError("algorithm.estimation.options.sampled", sampled, f"allowed: {allowed}")
     if block_length is not None and guidance:
         allowed = "0: log-probabilities of a model that attends block by block have no guidance"
         raise OptionError("algorithm.estimation.cfg_scale", guidance, f"allowed: {allowed}")
