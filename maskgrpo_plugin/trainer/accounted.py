@@ -10,6 +10,7 @@ from omegaconf import open_dict
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transfer_queue import KVBatchMeta
+from verl.experimental.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_to_nested
@@ -45,19 +46,23 @@ class AccountedTrainer(PPOTrainer):
         self.ledger = self.validation_ledger = self._new_ledger()
 
     def _setup(self) -> None:
-        """verl's, with reward workers that Ray restarts."""
+        """verl's, with reward workers that Ray restarts. They start beside the training workers; with a reward model,
+        whose address they need, behind them.
+        """
         tell_phase("loading model and data")
-        count = self.config.reward.num_workers
+        reward = self.config.reward
+        self.reward_config, count = ray.put(self.config), reward.num_workers
+        with_model = reward.reward_model.enable
+        workers = [] if with_model else start_reward_workers(count, self.reward_config)
         with open_dict(self.config):
-            self.config.reward.num_workers = 0
+            reward.num_workers = 0
         super()._setup()
         with open_dict(self.config):
-            self.config.reward.num_workers = count
+            reward.num_workers = count
         manager = self.reward_loop_manager
-        self.reward_config = ray.put(manager.config)
-        manager.reward_loop_workers = start_reward_workers(
-            manager.reward_loop_workers_class, count, self.reward_config, manager.reward_router_address
-        )
+        if with_model:
+            workers = start_reward_workers(count, self.reward_config, manager.reward_router_address)
+        manager.reward_loop_workers = workers
 
     def fit(self, agent_loop_manager: Any) -> None:
         """verl's training loop, after the run's record; where a process of the run dies that is not restarted, it ends
@@ -180,16 +185,16 @@ class AccountedTrainer(PPOTrainer):
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
 
 
-def start_reward_workers(actor_class: Any, count: int, config: Any, router_address: str | None) -> list[Any]:
+def start_reward_workers(count: int, config: Any, router_address: str | None = None) -> list[Any]:
     """Reward workers as verl starts them, in turn over the nodes, which Ray restarts when they die.
 
     Args:
-        actor_class: verl's.
         count: how many.
         config: Ray's reference to the whole config, to be kept as long as the workers: Ray drops arguments that nobody
             holds, and a restart needs them again.
         router_address: of a reward model.
     """
+    actor_class = ray.remote(RewardLoopWorker)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     return [
         actor_class.options(
