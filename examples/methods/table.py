@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from cells import ABLATION, BEYOND, RATES, Cell, best, end_with, is_done, methods, read_lines, search_of
+from cells import ABLATION, BEYOND, RATES, TASKS, Cell, best, end_with, is_done, methods, read_lines, search_of
 
 from maskgrpo_plugin.errors import OptionError
 from maskgrpo_plugin.evaluation.statistics import wilson_interval
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OptionError as error:
         return end_with(error)
     found = {cell: rows for cell, rows in everything.items() if not cell.search}
-    tasks = sorted({cell.task for cell in found})
+    tasks = [task for task in TASKS if any(cell.task == task for cell in found)]
     for task in tasks:
         done = {c: rows for c, rows in found.items() if c.task == task and is_done(found, c, options.steps)}
         sys.stdout.write(f"### {task}\n\n{method_table(done, options.seeds)}\n{ablation_table(done, options.seeds)}\n")
@@ -49,15 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def method_table(done: Cells, seeds: int) -> str:
-    """A row per method and learning rate, the best first, and those without a finished cell at the end."""
+    """A row per method and learning rate, the best first, and below them the methods without a finished cell."""
     by_run: dict[tuple[str, float], list[list[dict]]] = {}
     for cell, rows in done.items():
         by_run.setdefault((cell.method, cell.rate), []).append(rows)
     ranked = sorted(by_run.items(), key=lambda run: -mean(rows[-1]["accuracy"] for rows in run[1]))
     table = [[method, f"{rate:g}", *accuracies(runs, seeds), *costs(runs)] for (method, rate), runs in ranked]
     absent = sorted(set(methods()) - {method for method, _ in by_run})
-    table += [[method, "", f"0 of {seeds}", *[""] * (len(HEADER) + len(COSTS) - 3)] for method in absent]
-    return markdown([*HEADER, *COSTS], table)
+    rest = f"\nNot done: {', '.join(absent)}.\n" if absent else ""
+    return markdown([*HEADER, *COSTS], table) + rest
 
 
 def ablation_table(done: Cells, seeds: int) -> str:
