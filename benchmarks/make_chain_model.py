@@ -3,7 +3,7 @@
   bash benchmarks/chain.sh
 
 makes them, trains the model by `python -m maskgrpo_plugin.sft` in four stages, and evaluates it. `approximate.py` and
-the comparison of examples/methods (its task `worked`) take the model.
+the comparison of examples/methods (its tasks `worked_2` and `worked`) take the model.
 
 A problem has two to five steps, one sentence each. The response works them out line by line in one of two phrasings,
 and gives the result after `####`:
@@ -91,9 +91,9 @@ def chats(count: int, steps: range, *, held_out: bool, seed: int) -> list[Row]:
     return [{"messages": question_and_answer(each.question, each.chain)} for each in islice(problems, count)]
 
 
-def reward_rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+def reward_rows(split: str, count: int, steps: range = STEPS, seed: int = 0) -> list[dict[str, Any]]:
     """Rows in verl's format, scored as GSM8K's; those of `validation` are of held-out problems."""
-    problems = draw_problems(random.Random(f"{split}/{seed}"), STEPS, held_out=split == "validation")
+    problems = draw_problems(random.Random(f"{split}/{seed}"), steps, held_out=split == "validation")
     return [
         verl_row(
             data_source="chain",
@@ -109,7 +109,8 @@ def reward_rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def make(output_dir: Path, *, seed: int, train_rows: int, rows: int) -> None:
     """Write the folder `initial`, which AutoModelForCausalLM loads, `sft/train_N.parquet` and the files
-    `sft/validation_N.parquet` of each stage, and `data/train.parquet` and `data/validation.parquet` for rewards.
+    `sft/validation_N.parquet` of each stage, and `data/train.parquet` and `data/validation.parquet` for rewards;
+    `data_2` has those of two steps alone.
     """
     tokenizer = make_chain_tokenizer()
     recipe = Recipe(seed=seed, d_model=128, mlp_hidden_size=384)
@@ -120,7 +121,8 @@ def make(output_dir: Path, *, seed: int, train_rows: int, rows: int) -> None:
             found = chats(count, steps, held_out=split == "validation", seed=seed)
             write_parquet(found, output_dir / "sft" / f"{split}_{number}.parquet")
     for split, count in (("train", recipe.rl_rows), ("validation", rows)):
-        write_parquet(reward_rows(split, count), output_dir / "data" / f"{split}.parquet")
+        for folder, problems in (("data", STEPS), ("data_2", range(2, 3))):
+            write_parquet(reward_rows(split, count, problems), output_dir / folder / f"{split}.parquet")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,11 @@ TASKS = {  # overrides of the config; one token per step, as in the quickstart
     "sums": [],
     "countdown": ["data.max_prompt_length=21", *(text.format(12) for text in RESPONSE)],
     "sudoku": ["data.max_prompt_length=18", *(text.format(20) for text in RESPONSE)],
+    "worked_2": [
+        "data.max_prompt_length=26",
+        *(text.format(32) for text in RESPONSE),
+        "actor_rollout_ref.rollout.sampler.options.block_length=16",
+    ],
     "worked": [
         "data.max_prompt_length=47",
         *(text.format(64) for text in RESPONSE),

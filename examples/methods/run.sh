@@ -2,12 +2,12 @@
 # Train every method on the same start model, prompts, rewards, rollouts and seeds, and write the table and the figure.
 #   bash examples/methods/run.sh [hydra overrides …]
 # It goes on where it was stopped. Environment: PYTHON, MINUTES (of one call, default 30), START (a folder with `model`
-# and `data`, as the quickstart leaves it), COUNTDOWN, SUDOKU and WORKED (the same for these tasks, which are left out
-# without; tasks.py makes the first two, benchmarks/chain.sh the third), RUN_DIR (where the lines are written), SEEDS, METHODS (default: all).
+# and `data`, as the quickstart leaves it), COUNTDOWN, SUDOKU, WORKED_2 and WORKED (the same for these tasks, which are
+# left out without; see docs/methods.md for how they are made), RUN_DIR (where the lines are written), SEEDS, METHODS (default: all).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=${RUN_DIR:-runs/methods} python=${PYTHON:-python}
-declare -A start=([sums]=${START:-runs/quickstart} [countdown]=${COUNTDOWN:-} [sudoku]=${SUDOKU:-} [worked]=${WORKED:-})
+declare -A start=([sums]=${START:-runs/quickstart} [countdown]=${COUNTDOWN:-} [sudoku]=${SUDOKU:-} [worked_2]=${WORKED_2:-} [worked]=${WORKED:-})
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 read -ra methods <<< "${METHODS:-}"
 overrides=("$@")
@@ -25,5 +25,5 @@ train() { # task, options
 }
 
 train sums --search
-for task in sums countdown sudoku worked; do train "$task" --seed "${seeds[@]}"; done
+for task in sums countdown sudoku worked_2 worked; do train "$task" --seed "${seeds[@]}"; done
 "$python" examples/methods/table.py "$run/cells.jsonl" --seeds ${#seeds[@]} --figure "$run/figure.png" | tee "$run/table.md"

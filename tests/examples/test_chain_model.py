@@ -90,9 +90,10 @@ def test_validation_problems_are_never_trained_on(chain):
     assert not {next(draws).question for _ in range(500)} & {next(other).question for _ in range(500)}
 
 
-def test_problems_fit_the_task_of_the_comparison(chain, tokenizer):
-    lengths = dict(override.split("=") for override in load_example("cells", "methods").TASKS["worked"])
-    for problem in islice(chain.draw_problems(random.Random(0), chain.STEPS, held_out=False), 500):
+@pytest.mark.parametrize(("task", "steps"), [("worked_2", range(2, 3)), ("worked", range(2, 6))])
+def test_problems_fit_the_task_of_the_comparison(chain, tokenizer, task, steps):
+    lengths = dict(override.split("=") for override in load_example("cells", "methods").TASKS[task])
+    for problem in islice(chain.draw_problems(random.Random(0), steps, held_out=False), 500):
         chat = [{"role": "user", "content": problem.question}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         prompt, answer = (len(tokenizer.encode(part, add_special_tokens=False)) for part in (text, problem.chain))
