@@ -3,7 +3,8 @@
 #   bash examples/methods/run.sh [hydra overrides …]
 # It goes on where it was stopped. Environment: PYTHON, MINUTES (of one call, default 30), START (a folder with `model`
 # and `data`, as the quickstart leaves it), COUNTDOWN, SUDOKU, WORKED_2 and WORKED (the same for these tasks, which are
-# left out without; see docs/methods.md for how they are made), RUN_DIR (where the lines are written), SEEDS, METHODS (default: all).
+# left out without; docs/methods.md says how they are made), RUN_DIR (where the lines are written), SEEDS, METHODS
+# (default: all).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=${RUN_DIR:-runs/methods} python=${PYTHON:-python}
