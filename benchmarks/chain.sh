@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train the worked-sums model from random weights, on longer and longer problems, and evaluate it.
 #   bash benchmarks/chain.sh [hydra overrides …]
-# Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written).
+# Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written), TWO_STEPS (not empty: stop early
+# in the second stage, and leave the start of examples/methods' task worked_2 in $RUN_DIR/worked_2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} run=${RUN_DIR:-runs/chain}
@@ -17,6 +18,13 @@ train() {
     trainer.total_training_steps="$3" data.max_length="$4" optim.lr_scheduler_type="$5" "${overrides[@]}"
 }
 train 1 "$run/initial" 1500 35 constant
+if [ -n "${TWO_STEPS:-}" ]; then
+  train 2 "$run/model_1" 1200 58 constant
+  mkdir -p "$run/worked_2"
+  cp -rT "$run/model_2" "$run/worked_2/model"
+  cp -rT "$run/data_2" "$run/worked_2/data"
+  exit
+fi
 train 2 "$run/model_1" 1800 58 constant
 train 3 "$run/model_2" 2700 111 cosine
 train 4 "$run/model_3" 2000 111 cosine
