@@ -10,24 +10,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from maskgrpo_cli.shipped import config_folder
 from maskgrpo_plugin.errors import OptionError, check_choice
 
-RESPONSE = "data.max_response_length={0}", "actor_rollout_ref.rollout.sampler.options.steps={0}"
-TASKS = {  # overrides of the config; one token per step, as in the quickstart
+SAMPLER = "actor_rollout_ref.rollout.sampler.options"
+BLOCK = f"{SAMPLER}.block_length"
+
+
+def lengths(prompt: int, response: int, block: int = 4) -> list[str]:
+    """Overrides of the config: tokens of the prompt, of the response, and of a block of the sampler, which reveals one
+    token per step, as in the quickstart.
+    """
+    return [
+        f"data.max_prompt_length={prompt}",
+        f"data.max_response_length={response}",
+        f"{SAMPLER}.steps={response}",
+        f"{BLOCK}={block}",
+    ]
+
+
+TASKS = {  # overrides of the config
     "sums": [],
-    "countdown": ["data.max_prompt_length=21", *(text.format(12) for text in RESPONSE)],
-    "sudoku": ["data.max_prompt_length=18", *(text.format(20) for text in RESPONSE)],
-    "worked_2": [
-        "data.max_prompt_length=26",
-        *(text.format(32) for text in RESPONSE),
-        "actor_rollout_ref.rollout.sampler.options.block_length=16",
-    ],
-    "worked": [
-        "data.max_prompt_length=47",
-        *(text.format(64) for text in RESPONSE),
-        "actor_rollout_ref.rollout.sampler.options.block_length=16",
-    ],
+    "countdown": lengths(21, 12),
+    "sudoku": lengths(18, 20),
+    "worked_2": lengths(26, 32, block=16),
+    "worked": lengths(47, 64, block=16),
 }
 SEARCHED = "sums"  # the task whose learning rates all tasks take
 RATES = (3e-5, 1e-4, 3e-4)  # learning rates of the search
@@ -82,14 +91,16 @@ def methods() -> list[str]:
 
 
 def overrides(method: str) -> list[str]:
-    """Hydra's overrides that put a method over a config.
+    """Hydra's overrides that put a method over a task's; the sampler's blocks are the task's where its file has none.
 
     Raises:
         OptionError: an unknown method.
     """
     check_choice("--method", method, sorted({*method_files(), *VARIANTS}))
     base, changed = VARIANTS.get(method, (method, []))
-    return [f"method={base}", *(f"algorithm.estimation.options.{option}" for option in changed)]
+    own = OmegaConf.select(OmegaConf.load(config_folder() / "method" / f"{base}.yaml"), BLOCK)
+    blocks = [] if own is None else [f"{BLOCK}={own}"]
+    return [f"method={base}", *blocks, *(f"algorithm.estimation.options.{option}" for option in changed)]
 
 
 def read_lines(file: Path) -> dict[Cell, list[dict]]:

@@ -111,12 +111,10 @@ def make_run(cell: Cell, options: Any) -> Run:
         *TASKS[cell.task],
         *places(model, data),
         f"algorithm.estimation.seed={cell.seed}",
-        *options.overrides,
     ]
-    evaluation = read_config(options.config, task)
-    config = read_config(
-        options.config, [*overrides(cell.method), *task, f"actor_rollout_ref.actor.optim.lr={cell.rate}"]
-    )
+    method = [*overrides(cell.method), f"actor_rollout_ref.actor.optim.lr={cell.rate}"]
+    evaluation = read_config(options.config, [*task, *options.overrides])
+    config = read_config(options.config, [*task, *method, *options.overrides])
     blocks = evaluation.actor_rollout_ref.rollout.sampler.options.get("block_length")
     if blocks is not None and "block_length" in config.algorithm.estimation.options:
         with open_dict(config):

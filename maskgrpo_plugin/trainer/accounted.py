@@ -51,9 +51,8 @@ class AccountedTrainer(PPOTrainer):
         """
         tell_phase("loading model and data")
         reward = self.config.reward
-        self.reward_config, count = ray.put(self.config), reward.num_workers
-        with_model = reward.reward_model.enable
-        workers = [] if with_model else start_reward_workers(count, self.reward_config)
+        count, with_model = reward.num_workers, reward.reward_model.enable
+        workers = [] if with_model else self._start_reward_workers()
         with open_dict(self.config):
             reward.num_workers = 0
         super()._setup()
@@ -61,8 +60,12 @@ class AccountedTrainer(PPOTrainer):
             reward.num_workers = count
         manager = self.reward_loop_manager
         if with_model:
-            workers = start_reward_workers(count, self.reward_config, manager.reward_router_address)
+            workers = self._start_reward_workers(manager.reward_router_address)
         manager.reward_loop_workers = workers
+
+    def _start_reward_workers(self, router_address: str | None = None) -> list[Any]:
+        self.reward_config = ray.put(self.config)
+        return start_reward_workers(self.config.reward.num_workers, self.reward_config, router_address)
 
     def fit(self, agent_loop_manager: Any) -> None:
         """verl's training loop, after the run's record; where a process of the run dies that is not restarted, it ends

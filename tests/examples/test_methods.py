@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from example_modules import load_example
+from omegaconf import OmegaConf
 
 from maskgrpo_plugin.rewards import score
 
@@ -125,6 +126,16 @@ def test_steps_of_the_ablation_are_maskgrpo_without_truncation(train, cells, fol
     estimator = make_run(train, cells, folder, method).estimator
     assert estimator.remasking == remasking
     assert estimator.levels == pytest.approx([*(j / 12 for j in range(1, 12)), 0.999], abs=1e-5)
+
+
+@pytest.mark.parametrize(("method", "block"), [("justgrpo", 1), ("ebpo", 16)])
+def test_the_blocks_of_a_task_are_the_sampler_s_but_where_a_method_has_its_own(train, cells, folder, method, block):
+    options = options_of(train, folder, "--output", str(folder / "cells.jsonl"))
+    run = train.make_run(cells.Cell("worked_2", method, 0, 1e-3), options)
+    sampler = "actor_rollout_ref.rollout.sampler.options"
+    assert OmegaConf.select(run.config, sampler) == {"steps": 32, "block_length": block}
+    assert OmegaConf.select(run.evaluation, sampler) == {"steps": 32, "block_length": 16}
+    assert run.config.algorithm.estimation.options.get("block_length", 16) == 16
 
 
 @pytest.mark.parametrize("method", METHODS)

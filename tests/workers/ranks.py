@@ -69,6 +69,17 @@ def make_batch(rows=8, *, seed=0, vocabulary=26, stop_id=2):
     return batch
 
 
+def with_record(batch):
+    """The batch with a sampler's record that no sampler made."""
+    g = torch.Generator().manual_seed(1)
+    lengths = [len(response) for response in batch["responses"]]
+    return batch | {
+        "sampler_log_prob": [(-3 * torch.rand(n, generator=g)).tolist() for n in lengths],
+        "sampler_entropy": [torch.rand(n, generator=g).tolist() for n in lengths],
+        "sampler_allowed": [[[token, 9, 10] for token in response] for response in batch["responses"]],
+    }
+
+
 def to_tensordict(batch, rows, **non_tensors):
     """The jagged TensorDict of verl for some rows of a batch."""
     from verl.utils import tensordict_utils as tu

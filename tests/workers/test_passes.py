@@ -53,17 +53,6 @@ def trajectory_batch(rows=4, length=64, *, seed=0):
     }
 
 
-def with_record(batch):
-    """The batch with a sampler's record that no sampler made."""
-    g = torch.Generator().manual_seed(1)
-    lengths = [len(response) for response in batch["responses"]]
-    return batch | {
-        "sampler_log_prob": [(-3 * torch.rand(n, generator=g)).tolist() for n in lengths],
-        "sampler_entropy": [torch.rand(n, generator=g).tolist() for n in lengths],
-        "sampler_allowed": [[[token, 9, 10] for token in response] for response in batch["responses"]],
-    }
-
-
 def units_of(batch, plan, *, update=0, **division):
     """Rows, passes and units of a plain batch."""
     estimator = plan.build()
@@ -433,7 +422,7 @@ def test_a_unit_has_the_old_values_of_its_own_draw():
 ])  # fmt: skip
 def test_the_gradient_does_not_depend_on_how_draws_lie_in_micro_batches(model, estimator, options):
     plan = plan_of(estimator, **options)
-    batch = with_record(ranks.make_batch(4))
+    batch = ranks.with_record(ranks.make_batch(4))
     whole = run(model, batch, plan, micro_batch_size_per_gpu=24)[1]
     assert any(value.any() for value in whole.values())
     for size in (1, 5):
@@ -467,7 +456,7 @@ def test_verls_loss_takes_scores_without_old_values(model, name, estimator, opti
 @pytest.mark.parametrize("estimator", ["trajectory", "coupled", "maskgrpo", "sampled_steps"])
 def test_nothing_waits_for_the_device(model, monkeypatch, estimator, cfg_scale):
     """Tensors of the device `meta` have no values, so that whoever asks for one fails."""
-    batch = with_record(ranks.make_batch(4)) | {"uncond_ids": [[20], [21, 22], [23], [24]]}
+    batch = ranks.with_record(ranks.make_batch(4)) | {"uncond_ids": [[20], [21, 22], [23], [24]]}
     plan = replace(plan_of(estimator, cfg_scale=cfg_scale), temperature=0.6, banned_token_ids=(MASK,))
     _, _, units = units_of(batch, plan, split=estimator in ("trajectory", "sampled_steps"), count=5)
     line = make_line(units, torch.tensor([0, 3, len(units) - 1]), guided=cfg_scale > 0)

@@ -75,21 +75,8 @@ def test_two_ranks_update_as_one(tiny_run, batch, one_rank, tmp_path):
         torch.testing.assert_close(torch.cat([first["old"], second["old"]]), one_rank[name]["old"], atol=1e-6, rtol=0)
 
 
-def with_record(batch):
-    """The batch with a record of tokens drawn from three about equally probable ones."""
-    g = torch.Generator().manual_seed(1)
-    tokens = batch["responses"]
-    return batch | {
-        "sampler_log_prob": [
-            (math.log(1 / 3) + 0.3 * torch.rand(len(row), generator=g) - 0.15).tolist() for row in tokens
-        ],
-        "sampler_entropy": [torch.rand(len(row), generator=g).tolist() for row in tokens],
-        "sampler_allowed": [[[token, 7, 8] for token in row] for row in tokens],
-    }
-
-
 def test_the_loss_to_a_samplers_record_is_the_same_on_two_ranks_and_in_any_micro_batch(tiny_run, batch, tmp_path):
-    recorded = with_record(batch)
+    recorded = ranks.with_record(batch)
     variants = {"agrpo": AGRPO, "agrpo_micro": [*AGRPO, *ranks.ONE_BY_ONE]}
     alone = ranks.on_one_rank(tiny_run, variants, recorded, tmp_path / "one")
     first, second = (found[0] for found in ranks.run_ranks(2, tiny_run, [[*ranks.SGD, *AGRPO]], recorded, tmp_path))

@@ -82,13 +82,17 @@ class Pass:
     loss_weight: Tensor | None = None
 
 
-def by_block(values: Tensor, padding: Any, *, rows: Rows, block_length: int) -> Tensor:
-    """Values (B, L) of tokens as (B · blocks, block_length), by their positions; `padding` where a block is short."""
-    blocks = int(rows.positions.max()) // block_length + 1
+def by_block(values: Tensor, padding: Any, rows: Rows) -> Tensor:
+    """Values (B, L) of tokens of rows with a `block_length` as (B · blocks, block_length), by their positions;
+    `padding` where a block is short.
+    """
+    length, positions, attended = rows.block_length, rows.positions, rows.attended
+    assert length is not None
+    blocks = int(positions.max()) // length + 1
     row = torch.arange(len(values), device=values.device).unsqueeze(-1).expand_as(values)
-    table = torch.full((len(values), blocks * block_length), padding, dtype=values.dtype, device=values.device)
-    table[row[rows.attended], rows.positions[rows.attended]] = values[rows.attended]
-    return table.view(-1, block_length)
+    table = torch.full((len(values), blocks * length), padding, dtype=values.dtype, device=values.device)
+    table[row[attended], positions[attended]] = values[attended]
+    return table.view(-1, length)
 
 
 def by_token(table: Tensor, rows: Rows) -> Tensor:
@@ -173,6 +177,13 @@ class Estimator(ABC):
     def __post_init__(self) -> None:
         check_number("mu", self.mu, 1, whole=True)
         check_choice("canvas", self.canvas, CANVASES)
+
+    def check_blocks(self, block_length: int) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Refuse options that do not fit a block-causal model with blocks of so many tokens.
+
+        Raises:
+            OptionError: such an option, by its name.
+        """
 
     @property
     def updates(self) -> int:

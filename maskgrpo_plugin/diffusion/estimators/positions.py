@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskgrpo_plugin.diffusion.estimators.base import Estimator, Pass, Rows, by_block, by_token, register_estimator
 from maskgrpo_plugin.diffusion.random import combine_seed, uniform_noise
-from maskgrpo_plugin.errors import check_number
+from maskgrpo_plugin.errors import OptionError, check_number
 
 
 @register_estimator("positions")
@@ -31,8 +31,8 @@ class Positions(Estimator):
 
     Attributes:
         mu, canvas: see `Estimator`; published `full`, so that the tail is learned.
-        sampled: K, 1 or more; published: the length of the response. Of a block-causal model the length of a block is
-            enough.
+        sampled: K, 1 or more; published: the length of the response. Of a block-causal model at most the length of a
+            block.
     """
 
     separable: ClassVar[bool] = False
@@ -44,6 +44,12 @@ class Positions(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("sampled", self.sampled, 1, whole=True)
+
+    def check_blocks(self, block_length: int) -> None:
+        """See `Estimator.check_blocks`: more passes than a block has tokens would repeat them."""
+        if self.sampled > block_length:
+            allowed = f"at most {block_length}, a block of this checkpoint: a pass holds a position of every block"
+            raise OptionError("sampled", self.sampled, f"allowed: {allowed}")
 
     @property
     def estimates(self) -> int:
@@ -75,6 +81,6 @@ def _ranks(rows: Rows, maskable: Tensor) -> tuple[Tensor, Tensor]:
     if rows.block_length is None:
         rank = maskable.long().cumsum(-1) - 1
         return rank, maskable.sum(-1, keepdim=True).expand_as(rank)
-    table = by_block(maskable, False, rows=rows, block_length=rows.block_length)
+    table = by_block(maskable, False, rows)
     rank = table.long().cumsum(-1) - 1
     return by_token(rank, rows), by_token(table.sum(-1, keepdim=True).expand_as(rank), rows)

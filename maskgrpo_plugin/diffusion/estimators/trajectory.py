@@ -103,11 +103,10 @@ class Trajectory(Estimator):
                 return merge_steps(steps, inside, self.shrink or 1)
             return segment_steps(steps, inside, self.segments, self.steps)
 
-        length = rows.block_length
-        if length is None:
+        if rows.block_length is None:
             return slices(reveal_step, maskable)
-        steps = by_block(reveal_step.long(), -1, rows=rows, block_length=length)
-        inside = by_block(maskable, False, rows=rows, block_length=length)
+        steps = by_block(reveal_step.long(), -1, rows)
+        inside = by_block(maskable, False, rows)
         first = steps.masked_fill(~inside | (steps < 0), torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
         found = slices(torch.where(steps < 0, steps, steps - first), inside)
         return torch.where(maskable, by_token(found, rows), -1)

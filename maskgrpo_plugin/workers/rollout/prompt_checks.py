@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from verl.utils.config import omega_conf_to_dataclass
 
 from maskgrpo_plugin.config import ImageSettings
 from maskgrpo_plugin.data.checks import check_row_count
@@ -88,11 +89,12 @@ def _check_attention(config: DictConfig, block_length: int | None) -> None:
     if block_length is not None and given not in (None, block_length):
         allowed = f"training counts blocks of {block_length}, the checkpoint's; another length is set in {OVERRIDE}"
         raise OptionError(f"{SAMPLER}.options.block_length", given, allowed)
-    estimation = config.algorithm.get("estimation") or {}
-    guidance, sampled = estimation.get("cfg_scale", 0), (estimation.get("options") or {}).get("sampled")
-    if block_length is not None and estimation.get("estimator") == "positions" and (sampled or 0) > block_length:
-        allowed = f"at most {block_length}, a block of this checkpoint: a pass holds a position of every block"
-        raise OptionError("algorithm.estimation.options.sampled", sampled, f"allowed: {allowed}")
+    if block_length is not None:
+        try:
+            omega_conf_to_dataclass(config.algorithm.estimation).build().check_blocks(block_length)
+        except OptionError as error:
+            raise error.under("algorithm.estimation.options") from None
+    guidance = (config.algorithm.get("estimation") or {}).get("cfg_scale", 0)
     if block_length is not None and guidance:
         allowed = "0: log-probabilities of a model that attends block by block have no guidance"
         raise OptionError("algorithm.estimation.cfg_scale", guidance, f"allowed: {allowed}")
