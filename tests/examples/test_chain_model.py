@@ -4,6 +4,7 @@ import importlib.util
 import random
 import re
 import sys
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def test_validation_problems_are_never_trained_on(chain):
     other = chain.draw_problems(random.Random(0), chain.STEPS, held_out=True)
     assert not held_out & {next(draws).question for _ in range(1000)}
     assert not held_out & {row["prompt"][0]["content"] for row in chain.reward_rows("train", 500)}
+    for split in ("train", "validation"):  # by the question alone, whichever draw it came from
+        questions = [row["prompt"][0]["content"] for row in chain.reward_rows(split, 200)]
+        assert {zlib.crc32(question.encode()) % 5 == 0 for question in questions} == {split == "validation"}
     assert not {next(draws).question for _ in range(500)} & {next(other).question for _ in range(500)}
 
 
