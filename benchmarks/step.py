@@ -30,7 +30,7 @@ STAGES = {
 }
 
 
-def run(config: str, folder: str, ranks: int, steps: int, overrides: list[str]) -> list[dict[str, float]]:
+def run(config: str, folder: str | None, ranks: int, steps: int, overrides: list[str]) -> list[dict[str, float]]:
     """Metrics of the steps after the first of one run.
 
     Raises:
@@ -40,16 +40,18 @@ def run(config: str, folder: str, ranks: int, steps: int, overrides: list[str]) 
         log = Path(scratch) / "log.jsonl"
         command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", config]
         options = [
-            f"{config.removesuffix('_ar')}_dir={folder}",
+            *([] if folder is None else [f"{config.removesuffix('_ar')}_dir={folder}"]),
             f"trainer.n_gpus_per_node={ranks}",
             f"trainer.total_training_steps={steps}",
             "trainer.val_before_train=false",
             "trainer.test_freq=-1",
             "trainer.save_freq=-1",
+            "trainer.resume_mode=disable",
+            "trainer.logger=[console, file]",
             f"trainer.default_local_dir={scratch}/run",
             f"hydra.run.dir={scratch}/hydra",
             f"ray_kwargs.ray_init.num_cpus={16 + 8 * ranks}",
-            f"ray_kwargs.ray_init.num_gpus={ranks}",
+            f"++ray_kwargs.ray_init.num_gpus={ranks}",
         ]
         environment = os.environ | {"VERL_FILE_LOGGER_PATH": str(log)}
         ended = subprocess.run(
@@ -64,12 +66,12 @@ def run(config: str, folder: str, ranks: int, steps: int, overrides: list[str]) 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="quickstart", help="a config with a key <config>_dir")
-    parser.add_argument("--folder", default="runs/quickstart", help="its value: the run's models and data")
+    parser.add_argument("--config", default="quickstart", help="name of a config")
+    parser.add_argument("--folder", help="models and data of a config with a key <config>_dir")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=8)
     options, overrides = parser.parse_known_args()
-    folder = str(Path(options.folder).resolve())
+    folder = options.folder and str(Path(options.folder).resolve())
     found = {ranks: run(options.config, folder, ranks, options.steps, overrides) for ranks in options.ranks}
     seconds = {
         ranks: {key: statistics.median(row.get(key, 0.0) for row in rows) for key in STAGES.values()}

@@ -45,6 +45,15 @@ def small_block_model(tiny_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_old_log_probabilities_are_of_batches_like_the_updates(name):
+    """A GPU's products in 16 bits depend on the size of a batch; in equal ones the first ratio is exactly one."""
+    settings = ranks.compose_config("", name=name, folder_key=None).actor_rollout_ref
+    size = settings.actor.ppo_micro_batch_size_per_gpu
+    assert settings.rollout.log_prob_micro_batch_size_per_gpu == size
+    assert settings.ref.log_prob_micro_batch_size_per_gpu in (size, None)
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_a_shipped_config_passes_with_a_small_checkpoint(tiny_run, tiny_digits, small_block_model, name):
     plain = ranks.compose_config("", name=name, folder_key=None)
     if plain.reward.reward_manager.name == "maskgrpo_image":
