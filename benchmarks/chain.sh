@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Train the worked-sums model from random weights, on longer and longer problems, and evaluate it.
 #   bash benchmarks/chain.sh [hydra overrides …]
-# Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written), TWO_STEPS (not empty: stop early
-# in the second stage, and leave the start of examples/methods' task worked_2 in $RUN_DIR/worked_2).
+# Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written), START (worked_2 or worked: stop
+# early, in the second or the third stage, and leave the start of this task of examples/methods in $RUN_DIR/$START).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} run=${RUN_DIR:-runs/chain}
+[[ ${START:-worked} =~ ^worked(_2)?$ ]] || { echo "START=$START is not usable; worked_2 or worked" >&2 && exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
 "$python" benchmarks/make_chain_model.py --output-dir "$run"
 run=$(cd "$run" && pwd)
@@ -17,13 +18,17 @@ train() {
     --config-name sft_chain chain_dir="$run" stage="$1" model.path="$2" trainer.export_dir="$run/model_$1" \
     trainer.total_training_steps="$3" data.max_length="$4" optim.lr_scheduler_type="$5" "${overrides[@]}"
 }
+start() { # task, stage, rows
+  mkdir -p "$run/$1"
+  cp -rT "$run/model_$2" "$run/$1/model"
+  cp -rT "$run/$3" "$run/$1/data"
+}
 train 1 "$run/initial" 1500 35 constant
-if [ -n "${TWO_STEPS:-}" ]; then
+if [ -n "${START:-}" ]; then
   train 2 "$run/model_1" 1200 58 constant
-  mkdir -p "$run/worked_2"
-  cp -rT "$run/model_2" "$run/worked_2/model"
-  cp -rT "$run/data_2" "$run/worked_2/data"
-  exit
+  if [ "$START" = worked_2 ]; then start worked_2 2 data_2 && exit; fi
+  train 3 "$run/model_2" 1000 111 constant
+  start worked 3 data && exit
 fi
 train 2 "$run/model_1" 1800 58 constant
 train 3 "$run/model_2" 2700 111 cosine
