@@ -46,7 +46,7 @@ if python -c "import flash_attn" 2>/dev/null; then attention+=(flash_attention_2
   echo "# $(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", torch.__version__)')"
   echo
   section tests "Tests on a GPU" \
-    env CUDA_TESTS=1 python -m pytest -q tests/diffusion/test_remasking.py tests/models/test_tiles.py
+    python -m pytest -q tests/diffusion/test_remasking.py tests/models/test_tiles.py
   section forward "Forward pass: half of the matrix rate or more" \
     python benchmarks/forward.py "${shape[@]}" --batches 1 6 "$batch" --attention "${attention[@]}" --compile --mixed
   section full "Rollout, full answers: exact mode 1.3 times or more" \

@@ -10,12 +10,13 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the files run side by side, and so do their processes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-if "CUDA_TESTS" not in os.environ:  # two ranks on the CPU are two ranks on any machine; a forked one may use no device
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else Ray starts workers for no actor
 os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers stand still while another file computes
 
 import torch
+
+if torch.cuda.device_count():  # two ranks on the CPU are two ranks on any machine
+    os.environ |= {"VERL_PLATFORM": "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # CUDA does not survive a fork
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -202,7 +202,7 @@ def test_global_random_state_is_neither_read_nor_changed(mode):
     assert torch.equal(outs[0].masked, outs[1].masked)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, and CUDA_TESTS=1")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("mode", REMASKING_MODES)
 def test_cpu_and_cuda_agree(mode):
     tokens, maskable, keys = make_batch(rows=30, length=500)

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import socket
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -20,6 +21,7 @@ from yaml_files import parsed_once
 ROOT = Path(__file__).parents[2]
 # imported once by the process that the ranks are forked from; each rank for itself would take longer than its steps
 PRELOADED = ["verl", "maskgrpo_plugin.workers.actor", "maskgrpo_plugin.workers.rollout.server", "maskgrpo_plugin.sft"]
+NO_DEVICES = {"CUDA_VISIBLE_DEVICES": ""}  # one that the first process has seen is broken in those forked from it
 SGD = [
     "actor_rollout_ref.rollout.n=2",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -269,6 +271,8 @@ def forking():
     """The multiprocessing context of new processes that have `PRELOADED` imported, and nothing else of this one."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with mock.patch.dict(os.environ, NO_DEVICES):
+        forkserver.ensure_running()
     return context
 
 
@@ -286,6 +290,7 @@ def _rank_main(rank, world, port, folder, overrides, batch, out, run, job, envir
     os.environ.clear()  # what the first ranks of this session were started with
     os.environ.update(
         environment
+        | NO_DEVICES
         | {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
     torch.set_num_threads(1)
