@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Train the worked-sums model from random weights, on longer and longer problems, and evaluate it.
 #   bash benchmarks/chain.sh [hydra overrides …]
-# Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written), START (worked_2 or worked: stop
-# early, in the second or the third stage, and leave the start of this task of examples/methods in $RUN_DIR/$START).
+# Environment: PYTHON (an interpreter with maskgrpo_plugin), RUN_DIR (where it is written), TASK (worked_2 or worked: stop
+# early, in the second or the third stage, and leave the start of this task of examples/methods in $RUN_DIR/$TASK).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} run=${RUN_DIR:-runs/chain}
-[[ ${START:-worked} =~ ^worked(_2)?$ ]] || { echo "START=$START is not usable; worked_2 or worked" >&2 && exit 2; }
+python=${PYTHON:-python3} run=${RUN_DIR:-runs/chain} task=${TASK:-}
+[[ "$task" =~ ^(worked(_2)?)?$ ]] || { echo "TASK=$task is not usable; worked_2 or worked" >&2 && exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
 "$python" benchmarks/make_chain_model.py --output-dir "$run"
 run=$(cd "$run" && pwd)
@@ -18,17 +18,18 @@ train() {
     --config-name sft_chain chain_dir="$run" stage="$1" model.path="$2" trainer.export_dir="$run/model_$1" \
     trainer.total_training_steps="$3" data.max_length="$4" optim.lr_scheduler_type="$5" "${overrides[@]}"
 }
-start() { # task, stage, rows
-  mkdir -p "$run/$1"
-  cp -rT "$run/model_$2" "$run/$1/model"
-  cp -rT "$run/$3" "$run/$1/data"
-}
 train 1 "$run/initial" 1500 35 constant
-if [ -n "${START:-}" ]; then
+if [ -n "$task" ]; then
   train 2 "$run/model_1" 1200 58 constant
-  if [ "$START" = worked_2 ]; then start worked_2 2 data_2 && exit; fi
-  train 3 "$run/model_2" 1000 111 constant
-  start worked 3 data && exit
+  last=2 rows=data_2
+  if [ "$task" = worked ]; then
+    train 3 "$run/model_2" 1000 111 constant
+    last=3 rows=data
+  fi
+  mkdir -p "$run/$task"
+  cp -rT "$run/model_$last" "$run/$task/model"
+  cp -rT "$run/$rows" "$run/$task/data"
+  exit
 fi
 train 2 "$run/model_1" 1800 58 constant
 train 3 "$run/model_2" 2700 111 cosine

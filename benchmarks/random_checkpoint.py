@@ -9,7 +9,6 @@ word of a prompt is one token, which it shares with all words; ids of an answer 
 import argparse
 from pathlib import Path
 
-import torch
 from common import SIZES, add_device_options, device_of, make_model
 
 from maskgrpo_plugin.quickstart import SPECIAL_TOKENS, make_tokenizer
@@ -24,10 +23,10 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="256x4")
     parser.add_argument("--vocabulary", type=int, default=126464)
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.set_defaults(dtype="bfloat16")
     options = parser.parse_args()
     tokenizer = make_tokenizer([f"w{n} " for n in range(options.vocabulary - len(SPECIAL_TOKENS))], WORDS)
-    device, _ = device_of(options)
-    model = make_model(options.size, options.vocabulary, device, torch.bfloat16)
+    model = make_model(options.size, options.vocabulary, *device_of(options))
     for name in ("mask", "eos", "pad", "bos"):
         setattr(model.config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     model.save_pretrained(options.output_dir)
